@@ -1,0 +1,3 @@
+//! The `xdp-lb` command.
+
+fn main() {}

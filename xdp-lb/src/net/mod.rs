@@ -1,0 +1,1 @@
+//! What the kernel knows about the network: links, addresses, routes, neighbours.
