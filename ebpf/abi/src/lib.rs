@@ -65,6 +65,8 @@ pub mod names {
     pub const DEVICES: &str = "DEVICES";
     /// Device map with the same indices as [`DEVICES`].
     pub const DEVMAP: &str = "DEVMAP";
+    /// Hash of interface index to index into [`DEVICES`].
+    pub const DEVICE_OF: &str = "DEVICE_OF";
     /// Hash of [`super::Address`] to [`super::AddressFlags`].
     pub const ADDRESSES: &str = "ADDRESSES";
     /// LPM trie of [`super::PeerKey`] data: who may send us tunnel packets.

@@ -1,0 +1,90 @@
+//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
+//!
+//! Ones' complement has two zeros. A sum over a header is never `0x0000` unless all bytes are zero,
+//! so [`Sum::finish`] returns `0xffff` only for such input. For UDP a checksum field of 0 means "not
+//! computed" (RFC 768): a computed 0 is sent as `0xffff`. Nothing here rewrites UDP.
+
+/// A running ones' complement sum of big-endian 16-bit words; carries are folded at the end.
+///
+/// Holds up to 2^16 words without overflow.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Sum(u32);
+
+impl Sum {
+    /// The sum of nothing.
+    pub const ZERO: Self = Self(0);
+
+    /// Adds one word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add(self, word: u16) -> Self {
+        Self(self.0 + word as u32)
+    }
+
+    /// Adds an even number of bytes, as words.
+    #[inline(always)]
+    #[must_use]
+    pub fn add_bytes<const N: usize>(self, bytes: &[u8; N]) -> Self {
+        const { assert!(N.is_multiple_of(2)) };
+        let mut sum = self.0;
+        let mut index = 0;
+        while index < N {
+            sum += u32::from(u16::from_be_bytes([bytes[index], bytes[index + 1]]));
+            index += 2;
+        }
+        Self(sum)
+    }
+
+    /// The folded sum.
+    #[inline(always)]
+    pub const fn fold(self) -> u16 {
+        let once = (self.0 & 0xffff) + (self.0 >> 16);
+        ((once & 0xffff) + (once >> 16)) as u16
+    }
+
+    /// The checksum: the complement of the folded sum.
+    #[inline(always)]
+    pub const fn finish(self) -> u16 {
+        !self.fold()
+    }
+}
+
+/// The checksum after one word under it changed from `old` to `new` (RFC 1624, equation 3).
+#[inline(always)]
+pub const fn update(checksum: u16, old: u16, new: u16) -> u16 {
+    Sum(!checksum as u32).add(!old).add(new).finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// RFC 1071, section 3.
+    #[test]
+    fn the_example_of_the_rfc() {
+        let sum = Sum::ZERO.add_bytes(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
+        assert_eq!(sum.fold(), 0xddf2);
+        assert_eq!(sum.finish(), 0x220d);
+    }
+
+    /// RFC 1624, section 4: the case that RFC 1141's equation gets wrong.
+    #[test]
+    fn the_example_of_the_correction() {
+        assert_eq!(update(0xdd2f, 0x5555, 0x3285), 0x0000);
+    }
+
+    proptest! {
+        #[test]
+        fn an_update_equals_a_full_sum(mut bytes in any::<[u8; 40]>(), at in 0_usize..20, new: u16) {
+            let before = Sum::ZERO.add_bytes(&bytes).finish();
+            let old = u16::from_be_bytes([bytes[at * 2], bytes[at * 2 + 1]]);
+            bytes[at * 2..at * 2 + 2].copy_from_slice(&new.to_be_bytes());
+            let after = Sum::ZERO.add_bytes(&bytes).finish();
+            // An all-zero buffer is the one input whose sum has the other zero.
+            prop_assume!(bytes != [0; 40]);
+            prop_assert_eq!(update(before, old, new), after);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Finds the frontend and picks the backend; writes nothing in the packet.
+
+use xdp_lb_abi::{Backend, FlowKey, FrontendKey, Phase, Reason, Service, Settings, Table};
+
+use crate::{Tables, parse::Facts};
+
+/// The backend that a packet goes to.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// Backend id
+    pub id: u32,
+    /// The backend's record
+    pub backend: &'a Backend,
+    /// The flow's hash
+    pub hash: u32,
+    /// Index of the frontend's counters
+    pub stats: u32,
+    /// What holds for the whole instance
+    pub settings: &'a Settings,
+}
+
+/// Finds the frontend and picks the backend.
+///
+/// # Errors
+///
+/// [`Reason::NoFrontend`] for packets that are not ours; otherwise why the frontend cannot serve.
+#[inline(always)]
+pub fn decide<'a, T: Tables>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>, Reason> {
+    let settings = tables.settings().ok_or(Reason::NoFrontend)?;
+    let service = find(facts, tables, settings).ok_or(Reason::NoFrontend)?;
+    let flow = FlowKey::new(facts.source, facts.destination, facts.ports, facts.protocol);
+    let hash = flow.hash(settings.flow_key());
+    if service.current().size() == 0 {
+        return Err(Reason::NoBackend);
+    }
+    let current = named(tables, service.current(), slot(tables, service.current(), hash)?)?;
+    let id = match service.phase() {
+        Phase::Rest => current,
+        Phase::Handover | Phase::Exceptions => {
+            hand_over(facts, tables, service, &flow, hash, current)?
+        }
+    };
+    let backend = tables.backend(id).ok_or(Reason::Inconsistent)?;
+    Ok(Choice { id, backend, hash, stats: service.stats(), settings })
+}
+
+#[inline(always)]
+fn find<'a, T: Tables>(facts: &Facts, tables: &'a T, settings: &Settings) -> Option<&'a Service> {
+    let key = FrontendKey::new(facts.destination, facts.ports.1, facts.protocol);
+    let [first, second] = key.buckets(settings.frontend_seed(), settings.buckets());
+    let mut index = tables.bucket(first)?.find(&key);
+    if index == 0 {
+        index = tables.bucket(second)?.find(&key);
+    }
+    if index == 0 { None } else { tables.service(index) }
+}
+
+/// What the flow's slot holds.
+#[inline(always)]
+fn slot<T: Tables>(tables: &T, table: &Table, hash: u32) -> Result<u16, Reason> {
+    let (word, shift) = table.locate_slot(table.slot(hash));
+    let word = tables.arena(word).ok_or(Reason::Inconsistent)?;
+    Ok((word >> shift) as u16)
+}
+
+/// The id of the backend that a slot names.
+#[inline(always)]
+fn named<T: Tables>(tables: &T, table: &Table, slot: u16) -> Result<u32, Reason> {
+    if u32::from(slot) >= table.length() {
+        return Err(Reason::Inconsistent);
+    }
+    let (word, shift) = table.locate_id(slot.into());
+    let word = tables.arena(word).ok_or(Reason::Inconsistent)?;
+    Ok((word >> shift) as u32)
+}
+
+/// The backend of a flow while its service has two tables: exact for every flow that is seen while
+/// the handover lasts.
+#[inline(never)]
+fn hand_over<T: Tables>(
+    facts: &Facts,
+    tables: &T,
+    service: &Service,
+    flow: &FlowKey,
+    hash: u32,
+    current: u32,
+) -> Result<u32, Reason> {
+    let before = slot(tables, service.previous(), hash)?;
+    let previous = match before & !Table::LOOK_UP {
+        Table::GONE => None,
+        index => Some(named(tables, service.previous(), index)?),
+    };
+    if previous == Some(current) && before & Table::LOOK_UP == 0 {
+        return Ok(current);
+    }
+    if let Some(record) = tables.flow(flow)
+        && let Some(backend) = tables.backend(record.backend())
+        && backend.generation() == record.generation()
+        && backend.serving()
+    {
+        return Ok(record.backend());
+    }
+    if service.phase() == Phase::Exceptions {
+        return Ok(current);
+    }
+    let id = match previous {
+        Some(id) if !facts.opens && tables.backend(id).is_some_and(Backend::serving) => id,
+        _ => current,
+    };
+    let owner = tables.backend(id).ok_or(Reason::Inconsistent)?;
+    tables.record_flow(flow, id, owner.generation());
+    Ok(id)
+}

@@ -1,0 +1,56 @@
+//! A frame's link header, kept while the bytes before the IP header move.
+
+use xdp_lb_abi::Reason;
+
+use crate::{
+    Frame,
+    frame::write,
+    parse::{ETHERNET, TAG, ethertype},
+};
+
+/// MAC addresses and VLAN tags.
+#[derive(Clone, Copy)]
+pub(crate) struct Link {
+    macs: [u8; 12],
+    outer: [u8; TAG],
+    inner: [u8; TAG],
+    length: usize,
+}
+
+impl Link {
+    /// Reads a link header of `length` bytes.
+    #[inline(always)]
+    pub(crate) fn read<F: Frame>(frame: &mut F, length: usize) -> Result<Self, Reason> {
+        let mut link = Self { macs: [0; 12], outer: [0; TAG], inner: [0; TAG], length };
+        link.macs = *frame.window::<12>(0)?;
+        if length > ETHERNET {
+            link.outer = *frame.window::<TAG>(12)?;
+        }
+        if length > ETHERNET + TAG {
+            link.inner = *frame.window::<TAG>(12 + TAG)?;
+        }
+        Ok(link)
+    }
+
+    /// The header of an answer: back to the sender.
+    #[inline(always)]
+    pub(crate) const fn answer(mut self) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = self.macs;
+        self.macs = [g, h, i, j, k, l, a, b, c, d, e, f];
+        self
+    }
+
+    /// Writes the header to the start of the frame, before an IP packet of either family.
+    #[inline(always)]
+    pub(crate) fn write<F: Frame>(&self, frame: &mut F, v6: bool) -> Result<(), Reason> {
+        write(frame, 0, self.macs)?;
+        if self.length > ETHERNET {
+            write(frame, 12, self.outer)?;
+        }
+        if self.length > ETHERNET + TAG {
+            write(frame, 12 + TAG, self.inner)?;
+        }
+        let kind = if v6 { ethertype::IPV6 } else { ethertype::IPV4 };
+        write(frame, self.length - 2, kind.to_be_bytes())
+    }
+}
