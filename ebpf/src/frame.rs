@@ -13,6 +13,20 @@ impl<'a> XdpFrame<'a> {
     pub(crate) const fn new(context: &'a XdpContext) -> Self {
         Self(context)
     }
+
+    /// Where the linear part starts and ends.
+    ///
+    /// Volatile, so that the compiler cannot conclude one bounds check from another with a different
+    /// offset: the verifier does not follow such conclusions.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: the context is the one that the kernel handed in, and stays valid.
+        unsafe {
+            let data = (&raw const (*self.0.ctx).data).read_volatile();
+            let end = (&raw const (*self.0.ctx).data_end).read_volatile();
+            (data as usize, end as usize)
+        }
+    }
 }
 
 impl Frame for XdpFrame<'_> {
@@ -22,8 +36,9 @@ impl Frame for XdpFrame<'_> {
         if offset > MAX_OFFSET {
             return Err(Truncated);
         }
-        let start = self.0.data() + offset;
-        if start + N > self.0.data_end() {
+        let (data, end) = self.bounds();
+        let start = data + offset;
+        if start + N > end {
             return Err(Truncated);
         }
         // SAFETY: `start..start + N` is inside the packet, `[u8; N]` has alignment 1, and `&mut
@@ -33,7 +48,8 @@ impl Frame for XdpFrame<'_> {
 
     #[inline(always)]
     fn linear_length(&self) -> usize {
-        self.0.data_end() - self.0.data()
+        let (data, end) = self.bounds();
+        end - data
     }
 
     #[inline(always)]

@@ -11,10 +11,13 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use xdp_lb_abi::{
-    Address, Backend, Bucket, Device, Flow, FlowKey, Hop, Limiter, MAX_DEVICES, Mode, Reason,
-    Service, Settings, Traffic,
+    Address, Backend, Bucket, Device, Flow, FlowKey, Hop, Limiter, MAX_DEVICES, Mode, PeerKey,
+    Reason, Service, Settings, Traffic,
 };
-use xdp_lb_datapath::{Tables, parse::Facts};
+use xdp_lb_datapath::{
+    Tables,
+    parse::{Facts, Word},
+};
 
 /// Written by user space through memory mappings, so that one store publishes.
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -37,7 +40,7 @@ static DEVICE_OF: HashMap<u32, u32, DEVICE_COUNT> = HashMap::new();
 #[btf_map]
 static ADDRESSES: HashMap<Address, u32, 1> = HashMap::new();
 #[btf_map]
-static PEERS: LpmTrie<Address, u32, 1024> = LpmTrie::new();
+static PEERS: LpmTrie<PeerKey, u32, 1024> = LpmTrie::new();
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, Flow, 1> = LruHashMap::new();
 #[btf_map]
@@ -107,7 +110,8 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn is_peer(&self, address: &Address) -> bool {
-        PEERS.get(&Key::new(32 + 128, *address)).is_some()
+        let key = Word(Key::new(PeerKey::BITS, PeerKey::new(address)));
+        PEERS.get(&key.0).is_some()
     }
 
     #[inline(always)]
@@ -132,8 +136,8 @@ impl Tables for Maps<'_> {
         }
     }
 
-    #[inline(never)]
-    fn route(&self, facts: &Facts, backend: &Backend) -> Option<Hop> {
+    #[inline(always)]
+    fn route(&self, facts: &Facts, backend: &Backend) -> Hop {
         route(self.0, facts, backend)
     }
 
@@ -173,49 +177,52 @@ fn now() -> u64 {
 ///
 /// Answers only where the kernel forwards between these devices and knows the neighbour already.
 #[inline(never)]
-fn route(context: &XdpContext, facts: &Facts, backend: &Backend) -> Option<Hop> {
+fn route(context: &XdpContext, facts: &Facts, backend: &Backend) -> Hop {
     let target = backend.tunnel();
     // Without the outer header's source there is nothing to send; the control plane sets both.
-    if backend.mode() == Some(Mode::Ipip) && *backend.source() == [0; 16] {
-        return None;
+    if backend.mode() == Some(Mode::Ipip) && backend.source().words() == [0; 2] {
+        return Hop::UNKNOWN;
     }
     // SAFETY: all zeros is a value of this plain C structure.
-    let mut query: FibLookup = unsafe { core::mem::zeroed() };
+    let mut word: Word<FibLookup> = unsafe { core::mem::zeroed() };
+    let query = &mut word.0;
     query.ifindex = context.ingress_ifindex() as u32;
-    query.l4_protocol = facts.protocol;
+    query.l4_protocol = facts.protocol.0;
     query.__bindgen_anon_1.tot_len = facts.length as u16;
     if target.is_v6() {
         query.family = AF_INET6;
-        query.__bindgen_anon_3.ipv6_src = words(backend.source());
-        query.__bindgen_anon_4.ipv6_dst = words(target.octets());
+        query.__bindgen_anon_3.ipv6_src = words(&backend.source().octets());
+        query.__bindgen_anon_4.ipv6_dst = words(&target.octets());
     } else {
         query.family = AF_INET;
-        let [_, _, _, source] = words(backend.source());
+        let [_, _, _, source] = words(&backend.source().octets());
         query.__bindgen_anon_3.ipv4_src = source;
         query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(target.v4_octets());
     }
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the structure is of the size given, and the context the one that the kernel handed in.
-    let result = unsafe { bpf_fib_lookup(context.ctx.cast(), (&raw mut query).cast(), size, 0) };
+    let result = unsafe { bpf_fib_lookup(context.ctx.cast(), (&raw mut *query).cast(), size, 0) };
     if result != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
-        return None;
+        return Hop::UNKNOWN;
     }
     // In mode l2 only the backend itself will do: a gateway would route the packet back to us. The
     // kernel puts the gateway's address where the destination was.
     // SAFETY: every bit pattern is a value of either member.
     let direct = unsafe {
         if target.is_v6() {
-            query.__bindgen_anon_4.ipv6_dst == words(target.octets())
+            query.__bindgen_anon_4.ipv6_dst == words(&target.octets())
         } else {
             query.__bindgen_anon_4.ipv4_dst == u32::from_ne_bytes(target.v4_octets())
         }
     };
     if backend.mode() == Some(Mode::L2) && !direct {
-        return None;
+        return Hop::UNKNOWN;
     }
     // SAFETY: the value is copied at once.
-    let device = unsafe { DEVICE_OF.get(query.ifindex) }.copied()?;
-    Some(Hop::new(query.dmac, device as u16))
+    match unsafe { DEVICE_OF.get(query.ifindex) } {
+        Some(device) => Hop::new(query.dmac, *device as u16),
+        None => Hop::UNKNOWN,
+    }
 }
 
 const AF_INET: u8 = 2;

@@ -14,10 +14,11 @@ pub enum Family {
     V6 = 6,
 }
 
-/// An IPv4 or IPv6 address with its family, 20 bytes.
+/// An IPv4 or IPv6 address with its family, 24 bytes.
 ///
-/// IPv4 addresses stand in the last four of the sixteen address bytes, the others are zero. The
-/// family keeps `192.0.2.1` apart from `::192.0.2.1`.
+/// The sixteen address bytes are kept as two words, as they lie in a packet: no byte is moved on the
+/// way from the wire into a key. An IPv4 address is the upper half of the second word's bytes, the
+/// others are zero. The family keeps `192.0.2.1` apart from `::192.0.2.1`.
 #[derive(
     Clone,
     Copy,
@@ -31,62 +32,77 @@ pub enum Family {
     Immutable,
     IntoBytes,
     KnownLayout,
-    Unaligned,
 )]
 #[repr(C)]
 pub struct Address {
-    family: u8,
-    zero: [u8; 3],
-    octets: [u8; 16],
+    words: [u64; 2],
+    family: u64,
 }
-const _: () = assert!(size_of::<Address>() == 20);
+const _: () = assert!(size_of::<Address>() == 24);
 
 impl Address {
     /// An IPv4 address from its four bytes.
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Self {
         let [a, b, c, d] = octets;
-        Self {
-            family: Family::V4 as u8,
-            zero: [0; 3],
-            octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d],
-        }
+        let low = u64::from_ne_bytes([0, 0, 0, 0, a, b, c, d]);
+        Self { words: [0, low], family: Family::V4 as u64 }
     }
 
     /// An IPv6 address from its sixteen bytes.
     #[inline(always)]
     pub const fn v6(octets: [u8; 16]) -> Self {
-        Self { family: Family::V6 as u8, zero: [0; 3], octets }
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        let words = [
+            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+        ];
+        Self { words, family: Family::V6 as u64 }
+    }
+
+    /// An address from its words.
+    #[inline(always)]
+    pub(crate) const fn from_words(words: [u64; 2], v6: bool) -> Self {
+        Self { words, family: if v6 { Family::V6 as u64 } else { Family::V4 as u64 } }
+    }
+
+    /// The sixteen address bytes as two words, as they lie in a packet.
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; 2] {
+        self.words
     }
 
     /// The sixteen address bytes in network order; IPv4 in the last four.
     #[inline(always)]
-    pub const fn octets(&self) -> &[u8; 16] {
-        &self.octets
+    pub const fn octets(&self) -> [u8; 16] {
+        let [a, b, c, d, e, f, g, h] = self.words[0].to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = self.words[1].to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 
-    /// The four bytes of an IPv4 address; meaningless for IPv6.
+    /// The last four bytes: all of an IPv4 address.
     #[inline(always)]
     pub const fn v4_octets(&self) -> [u8; 4] {
-        [self.octets[12], self.octets[13], self.octets[14], self.octets[15]]
+        let [.., a, b, c, d] = self.words[1].to_ne_bytes();
+        [a, b, c, d]
     }
 
     /// Whether this is an IPv6 address.
     #[inline(always)]
     pub const fn is_v6(&self) -> bool {
-        self.family == Family::V6 as u8
+        self.family == Family::V6 as u64
     }
 
-    /// The family's byte.
+    /// The family's number, 4 or 6.
     #[inline(always)]
     pub const fn family(&self) -> u8 {
-        self.family
+        if self.is_v6() { Family::V6 as u8 } else { Family::V4 as u8 }
     }
 
     /// The standard library's form, for people and for netlink.
     pub const fn to_ip(&self) -> IpAddr {
         if self.is_v6() {
-            IpAddr::V6(Ipv6Addr::from_octets(self.octets))
+            IpAddr::V6(Ipv6Addr::from_octets(self.octets()))
         } else {
             IpAddr::V4(Ipv4Addr::from_octets(self.v4_octets()))
         }
@@ -112,13 +128,44 @@ impl AddressFlags {
     pub const FRONTEND: u32 = 2;
 }
 
-/// Data of a key of the LPM trie `PEERS`; the prefix counts from the first bit of the family.
-pub type PeerKey = Address;
+/// Data of a key of the LPM trie `PEERS`, 20 bytes: the family, then the address.
+///
+/// The family stands first, where every prefix covers it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Eq,
+    PartialEq,
+    Ord,
+    PartialOrd,
+    Hash,
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C, packed)]
+pub struct PeerKey {
+    family: u32,
+    words: [u64; 2],
+}
+const _: () = assert!(size_of::<PeerKey>() == 20);
 
 impl PeerKey {
-    /// Prefix length, in bits of the key, for a network of `length` bits.
+    /// Bits of a key: the prefix length of a look-up.
+    pub const BITS: u32 = 160;
+
+    /// The key of an address.
+    #[inline(always)]
+    pub const fn new(address: &Address) -> Self {
+        Self { family: (address.family() as u32).to_be(), words: address.words() }
+    }
+
+    /// Prefix length, in bits of the key, of a network of `length` bits.
     pub const fn prefix_length(&self, length: u8) -> u32 {
-        let offset = if self.is_v6() { 32 } else { 32 + 96 };
+        let offset = if self.family == (Family::V6 as u32).to_be() { 32 } else { 32 + 96 };
         offset + length as u32
     }
 }

@@ -22,31 +22,38 @@ pub enum Mode {
     Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout,
 )]
 #[repr(C)]
-pub struct Hop {
-    mac: [u8; 6],
-    device: u16,
-}
+pub struct Hop(u64);
 const _: () = assert!(size_of::<Hop>() == 8);
 
 impl Hop {
     /// No next hop is known.
-    pub const UNKNOWN: Self = Self { mac: [0; 6], device: 0 };
+    pub const UNKNOWN: Self = Self(0);
 
     /// The neighbour `mac` behind device `device` of `DEVICES`.
+    #[inline(always)]
     pub const fn new(mac: [u8; 6], device: u16) -> Self {
-        Self { mac, device }
+        let [a, b, c, d, e, f] = mac;
+        let [g, h] = device.to_ne_bytes();
+        Self(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
     }
 
     /// The neighbour's MAC address.
     #[inline(always)]
     pub const fn mac(&self) -> [u8; 6] {
-        self.mac
+        let [a, b, c, d, e, f, ..] = self.0.to_ne_bytes();
+        [a, b, c, d, e, f]
     }
 
     /// Index into `DEVICES`; 0 where the next hop is not known.
     #[inline(always)]
     pub const fn device(&self) -> u16 {
-        self.device
+        let [.., g, h] = self.0.to_ne_bytes();
+        u16::from_ne_bytes([g, h])
+    }
+
+    /// The word that one store writes.
+    pub const fn word(&self) -> u64 {
+        self.0
     }
 }
 
@@ -60,9 +67,9 @@ impl Hop {
 #[repr(C)]
 pub struct Backend {
     hop: Hop,
-    address: [u8; 16],
-    tunnel: [u8; 16],
-    source: [u8; 16],
+    address: [u64; 2],
+    tunnel: [u64; 2],
+    source: [u64; 2],
     generation: u32,
     port: u16,
     mtu: u16,
@@ -96,9 +103,9 @@ impl Backend {
         let flags = if address.is_v6() { Self::V6 | Self::TUNNEL_V6 } else { 0 };
         Self {
             hop: Hop::UNKNOWN,
-            address: *address.octets(),
-            tunnel: *address.octets(),
-            source: [0; 16],
+            address: address.words(),
+            tunnel: address.words(),
+            source: [0; 2],
             generation,
             port,
             mtu: 0,
@@ -112,7 +119,7 @@ impl Backend {
 
     /// The same backend behind a tunnel that ends at another address.
     pub const fn with_tunnel(mut self, end: Address) -> Self {
-        self.tunnel = *end.octets();
+        self.tunnel = end.words();
         self.flags =
             if end.is_v6() { self.flags | Self::TUNNEL_V6 } else { self.flags & !Self::TUNNEL_V6 };
         self
@@ -124,7 +131,7 @@ impl Backend {
     pub const fn with_path(mut self, hop: Hop, mtu: u16, source: Address, source_bits: u8) -> Self {
         self.hop = hop;
         self.mtu = mtu;
-        self.source = *source.octets();
+        self.source = source.words();
         self.source_bits = source_bits;
         self
     }
@@ -144,13 +151,13 @@ impl Backend {
     /// The address that serves.
     #[inline(always)]
     pub const fn address(&self) -> Address {
-        address(&self.address, self.flags & Self::V6 != 0)
+        Address::from_words(self.address, self.flags & Self::V6 != 0)
     }
 
     /// Where the tunnel to the backend ends.
     #[inline(always)]
     pub const fn tunnel(&self) -> Address {
-        address(&self.tunnel, self.flags & Self::TUNNEL_V6 != 0)
+        Address::from_words(self.tunnel, self.flags & Self::TUNNEL_V6 != 0)
     }
 
     /// Whether the tunnel's outer header is IPv6.
@@ -161,8 +168,8 @@ impl Backend {
 
     /// Source of the outer header; of the same family as [`Backend::tunnel`].
     #[inline(always)]
-    pub const fn source(&self) -> &[u8; 16] {
-        &self.source
+    pub const fn source(&self) -> Address {
+        Address::from_words(self.source, self.tunnel_is_v6())
     }
 
     /// How many of the source's lowest bits the flow's hash replaces, at most 32.
@@ -208,14 +215,5 @@ impl Backend {
     #[inline(always)]
     pub const fn serving(&self) -> bool {
         self.flags & Self::SERVING != 0
-    }
-}
-
-#[inline(always)]
-const fn address(octets: &[u8; 16], v6: bool) -> Address {
-    if v6 {
-        Address::v6(*octets)
-    } else {
-        Address::v4([octets[12], octets[13], octets[14], octets[15]])
     }
 }

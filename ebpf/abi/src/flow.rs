@@ -24,10 +24,9 @@ use crate::{
 )]
 #[repr(C)]
 pub struct FlowKey {
-    source: [u8; 16],
-    destination: [u8; 16],
-    source_port: [u8; 2],
-    destination_port: [u8; 2],
+    source: [u64; 2],
+    destination: [u64; 2],
+    ports: u32,
     protocol: u8,
     family: u8,
     zero: [u8; 2],
@@ -44,10 +43,9 @@ impl FlowKey {
         protocol: u8,
     ) -> Self {
         Self {
-            source: *source.octets(),
-            destination: *destination.octets(),
-            source_port: ports.0.to_be_bytes(),
-            destination_port: ports.1.to_be_bytes(),
+            source: source.words(),
+            destination: destination.words(),
+            ports: (ports.0 as u32) << 16 | ports.1 as u32,
             protocol,
             family: destination.family(),
             zero: [0; 2],
@@ -57,30 +55,21 @@ impl FlowKey {
     /// The hash that picks the Maglev slot: the same on every instance with the same key.
     #[inline(always)]
     pub const fn hash(&self, key: [u64; 2]) -> u32 {
-        let ports = u32::from_be_bytes([
-            self.source_port[0],
-            self.source_port[1],
-            self.destination_port[0],
-            self.destination_port[1],
-        ]);
-        let (s, d) = (&self.source, &self.destination);
-        let last = key[1] ^ ((self.protocol as u64) << 32 | ports as u64);
+        let [source_high, source_low] = self.source;
+        let [destination_high, destination_low] = self.destination;
         let mut state = key[0];
         if self.family == crate::Family::V6 as u8 {
-            state = round(state, word([s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]]));
-            state = round(state, word([s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15]]));
-            state = round(state, word([d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]]));
-            state = round(state, word([d[8], d[9], d[10], d[11], d[12], d[13], d[14], d[15]]));
+            state = round(state, u64::from_be(source_high));
+            state = round(state, u64::from_be(source_low));
+            state = round(state, u64::from_be(destination_high));
+            state = round(state, u64::from_be(destination_low));
         } else {
-            state = round(state, word([s[12], s[13], s[14], s[15], d[12], d[13], d[14], d[15]]));
+            // Both fit in one word.
+            state = round(state, u64::from_be(source_low) << 32 | u64::from_be(destination_low));
         }
+        let last = key[1] ^ ((self.protocol as u64) << 32 | self.ports as u64);
         (finish(round(state, last)) >> 32) as u32
     }
-}
-
-#[inline(always)]
-const fn word(bytes: [u8; 8]) -> u64 {
-    u64::from_be_bytes(bytes)
 }
 
 /// Which backend a recorded flow belongs to, 16 bytes.

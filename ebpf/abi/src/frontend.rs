@@ -40,26 +40,21 @@ impl FrontendKey {
         self.protocol
     }
 
-    /// The address as two words, then port, protocol and family in one: what entries store.
+    /// Port, protocol and family in one word.
     #[inline(always)]
-    const fn words(&self) -> (u64, u64, u32) {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *self.address.octets();
-        let rest =
-            (self.port as u32) << 16 | (self.protocol as u32) << 8 | self.address.family() as u32;
-        (
-            u64::from_be_bytes([a, b, c, d, e, f, g, h]),
-            u64::from_be_bytes([i, j, k, l, m, n, o, p]),
-            rest,
-        )
+    const fn rest(&self) -> u32 {
+        (self.port as u32) << 16 | (self.protocol as u32) << 8 | self.address.family() as u32
     }
 
     /// The two buckets that may hold the key, for a table of `buckets` (a power of two).
     #[inline(always)]
     pub const fn buckets(&self, seed: u64, buckets: u32) -> [u32; 2] {
-        let (high, low, rest) = self.words();
-        let mut state = round(seed, low ^ ((rest as u64) << 32 | rest as u64));
+        let [high, low] = self.address.words();
+        let rest = self.rest() as u64;
+        // An IPv4 address leaves the half of its word empty that the rest goes to.
+        let mut state = round(seed, u64::from_be(low) ^ rest << 32);
         if self.address.is_v6() {
-            state = round(state, high);
+            state = round(state, u64::from_be(high));
         }
         let hash = finish(state);
         let mask = buckets.wrapping_sub(1);
@@ -79,8 +74,7 @@ pub const BUCKET_ENTRIES: usize = 4;
 )]
 #[repr(C)]
 pub struct FrontendEntry {
-    high: u64,
-    low: u64,
+    words: [u64; 2],
     rest: u32,
     service: u32,
 }
@@ -92,8 +86,7 @@ impl FrontendEntry {
 
     /// An entry for `key`; `service` is an index into `SERVICES`, 0 for none.
     pub const fn new(key: FrontendKey, service: u32) -> Self {
-        let (high, low, rest) = key.words();
-        Self { high, low, rest, service }
+        Self { words: key.address.words(), rest: key.rest(), service }
     }
 
     /// Index of the service's record; 0 where the entry is free.
@@ -109,8 +102,8 @@ impl FrontendEntry {
         }
         let [port_high, port_low, protocol, family] = self.rest.to_be_bytes();
         let address = match family {
-            4 => Address::v4((self.low as u32).to_be_bytes()),
-            6 => Address::v6((u128::from(self.high) << 64 | u128::from(self.low)).to_be_bytes()),
+            4 => Address::from_words(self.words, false),
+            6 => Address::from_words(self.words, true),
             _ => return None,
         };
         Some(FrontendKey::new(address, u16::from_be_bytes([port_high, port_low]), protocol))
@@ -132,10 +125,11 @@ impl Bucket {
     /// The service index of `key`, or 0.
     #[inline(always)]
     pub fn find(&self, key: &FrontendKey) -> u32 {
-        let (high, low, rest) = key.words();
+        let [high, low] = key.address.words();
+        let rest = key.rest();
         let [a, b, c, d] = &self.entries;
         for entry in [a, b, c, d] {
-            if entry.low == low && entry.rest == rest && entry.high == high {
+            if entry.rest == rest && entry.words[1] == low && entry.words[0] == high {
                 return entry.service;
             }
         }

@@ -5,7 +5,9 @@
 use aya::Pod;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{Address, Backend, Bucket, Device, Flow, FlowKey, Limiter, Service, Settings, Traffic};
+use crate::{
+    Address, Backend, Bucket, Device, Flow, FlowKey, Limiter, PeerKey, Service, Settings, Traffic,
+};
 
 /// What aya asks of a `Pod`, in zerocopy's words: it refuses padding and invalid bytes.
 const fn plain<T: FromBytes + Immutable + IntoBytes + Copy + 'static>() {}
@@ -18,4 +20,6 @@ macro_rules! pods {
     )*};
 }
 
-pods!(Address, Backend, Bucket, Device, Flow, FlowKey, Limiter, Service, Settings, Traffic);
+pods!(
+    Address, Backend, Bucket, Device, Flow, FlowKey, Limiter, PeerKey, Service, Settings, Traffic
+);

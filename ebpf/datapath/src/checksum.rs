@@ -21,6 +21,24 @@ impl Sum {
         Self(self.0 + word as u32)
     }
 
+    /// Adds two words.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add_u32(self, words: u32) -> Self {
+        self.add((words >> 16) as u16).add(words as u16)
+    }
+
+    /// Adds an address of sixteen bytes, as two words that lie as in a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add_address(self, words: [u64; 2]) -> Self {
+        let [high, low] = [u64::from_be(words[0]), u64::from_be(words[1])];
+        self.add_u32((high >> 32) as u32)
+            .add_u32(high as u32)
+            .add_u32((low >> 32) as u32)
+            .add_u32(low as u32)
+    }
+
     /// Adds an even number of bytes, as words.
     #[inline(always)]
     #[must_use]

@@ -28,7 +28,7 @@ pub struct Choice<'a> {
 pub fn decide<'a, T: Tables>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>, Reason> {
     let settings = tables.settings().ok_or(Reason::NoFrontend)?;
     let service = find(facts, tables, settings).ok_or(Reason::NoFrontend)?;
-    let flow = FlowKey::new(facts.source, facts.destination, facts.ports, facts.protocol);
+    let flow = FlowKey::new(facts.source, facts.destination, facts.ports.0, facts.protocol.0);
     let hash = flow.hash(settings.flow_key());
     if service.current().size() == 0 {
         return Err(Reason::NoBackend);
@@ -37,7 +37,10 @@ pub fn decide<'a, T: Tables>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>,
     let id = match service.phase() {
         Phase::Rest => current,
         Phase::Handover | Phase::Exceptions => {
-            hand_over(facts, tables, service, &flow, hash, current)?
+            match hand_over(facts, tables, service, &flow, hash, current) {
+                NOBODY => return Err(Reason::Inconsistent),
+                id => id,
+            }
         }
     };
     let backend = tables.backend(id).ok_or(Reason::Inconsistent)?;
@@ -46,7 +49,7 @@ pub fn decide<'a, T: Tables>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>,
 
 #[inline(always)]
 fn find<'a, T: Tables>(facts: &Facts, tables: &'a T, settings: &Settings) -> Option<&'a Service> {
-    let key = FrontendKey::new(facts.destination, facts.ports.1, facts.protocol);
+    let key = FrontendKey::new(facts.destination, facts.ports.0.1, facts.protocol.0);
     let [first, second] = key.buckets(settings.frontend_seed(), settings.buckets());
     let mut index = tables.bucket(first)?.find(&key);
     if index == 0 {
@@ -75,7 +78,7 @@ fn named<T: Tables>(tables: &T, table: &Table, slot: u16) -> Result<u32, Reason>
 }
 
 /// The backend of a flow while its service has two tables: exact for every flow that is seen while
-/// the handover lasts.
+/// the handover lasts. [`NOBODY`] where the tables are inconsistent.
 #[inline(never)]
 fn hand_over<T: Tables>(
     facts: &Facts,
@@ -84,30 +87,40 @@ fn hand_over<T: Tables>(
     flow: &FlowKey,
     hash: u32,
     current: u32,
-) -> Result<u32, Reason> {
-    let before = slot(tables, service.previous(), hash)?;
-    let previous = match before & !Table::LOOK_UP {
-        Table::GONE => None,
-        index => Some(named(tables, service.previous(), index)?),
-    };
-    if previous == Some(current) && before & Table::LOOK_UP == 0 {
-        return Ok(current);
+) -> u32 {
+    let Ok(before) = slot(tables, service.previous(), hash) else { return NOBODY };
+    let mut previous = NOBODY;
+    if before & !Table::LOOK_UP != Table::GONE {
+        match named(tables, service.previous(), before & !Table::LOOK_UP) {
+            Ok(id) => previous = id,
+            Err(_) => return NOBODY,
+        }
+    }
+    if previous == current && before & Table::LOOK_UP == 0 {
+        return current;
     }
     if let Some(record) = tables.flow(flow)
         && let Some(backend) = tables.backend(record.backend())
         && backend.generation() == record.generation()
         && backend.serving()
     {
-        return Ok(record.backend());
+        return record.backend();
     }
     if service.phase() == Phase::Exceptions {
-        return Ok(current);
+        return current;
     }
-    let id = match previous {
-        Some(id) if !facts.opens && tables.backend(id).is_some_and(Backend::serving) => id,
-        _ => current,
-    };
-    let owner = tables.backend(id).ok_or(Reason::Inconsistent)?;
+    let mut id = current;
+    if previous != NOBODY
+        && !facts.opens.0
+        && tables.backend(previous).is_some_and(Backend::serving)
+    {
+        id = previous;
+    }
+    let Some(owner) = tables.backend(id) else { return NOBODY };
     tables.record_flow(flow, id, owner.generation());
-    Ok(id)
+    id
 }
+
+/// No backend's id. Not an `Option`: an unused payload would be an uninitialised register to the
+/// verifier.
+const NOBODY: u32 = u32::MAX;

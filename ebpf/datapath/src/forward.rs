@@ -4,15 +4,12 @@ use xdp_lb_abi::{Backend, Device, Hop, Mode, Reason};
 
 use crate::{
     Frame, Tables, Verdict,
-    checksum::Sum,
     decide::Choice,
     frame::write,
+    header::{write_ipv4_header, write_ipv6_start},
     icmp,
     parse::{ETHERNET, Facts, IPV4, IPV6, TAG, ethertype, protocol},
 };
-
-/// TTL and hop limit of the headers that we write (RFC 1700's default for IP).
-pub(crate) const TTL: u8 = 64;
 
 /// Sends the packet to the chosen backend.
 ///
@@ -35,7 +32,10 @@ pub fn forward<F: Frame, T: Tables>(
     };
     let mut hop = backend.hop();
     if hop.device() == 0 {
-        hop = tables.route(facts, backend).ok_or(Reason::NoNextHop)?;
+        hop = tables.route(facts, backend);
+        if hop.device() == 0 {
+            return Err(Reason::NoNextHop);
+        }
     }
     let device = tables.device(hop.device()).ok_or(Reason::Inconsistent)?;
     let mtu = path_mtu(backend, device);
@@ -52,7 +52,7 @@ pub fn forward<F: Frame, T: Tables>(
         IPV6 => write_ipv6(frame, link, facts, choice)?,
         _ => inner_kind(facts),
     };
-    write_link(frame, device, hop, facts.priority, kind)?;
+    write_link(frame, device, hop, facts.priority.0, kind)?;
     if device.ifindex() == frame.ingress() {
         Ok(Verdict::Transmit)
     } else {
@@ -117,8 +117,7 @@ fn varied(source: [u8; 4], backend: &Backend, hash: u32) -> [u8; 4] {
 /// Writes the outer IPv4 header (RFC 2003).
 ///
 /// DSCP and ECN are the inner ones (RFC 2983, 4.1; RFC 6040, 4.1, normal mode). Don't fragment is
-/// always set: an atomic datagram needs no identification (RFC 6864, 4.1), and what does not fit
-/// was answered before.
+/// always set: what does not fit was answered before.
 #[inline(always)]
 fn write_ipv4<F: Frame>(
     frame: &mut F,
@@ -126,58 +125,12 @@ fn write_ipv4<F: Frame>(
     facts: &Facts,
     choice: &Choice<'_>,
 ) -> Result<u16, Reason> {
-    let s = choice.backend.source();
-    let source = varied([s[12], s[13], s[14], s[15]], choice.backend, choice.hash);
+    let source = varied(choice.backend.source().v4_octets(), choice.backend, choice.hash);
     let destination = choice.backend.tunnel().v4_octets();
-    let header = ipv4_header(
-        facts.traffic_class,
-        facts.length + IPV4,
-        inner_protocol(facts),
-        source,
-        destination,
-    );
-    write(frame, at, header)?;
+    let length = facts.length + IPV4;
+    let protocol = inner_protocol(facts);
+    write_ipv4_header(frame, at, facts.traffic_class.0, length, protocol, source, destination)?;
     Ok(ethertype::IPV4)
-}
-
-/// An IPv4 header of an atomic datagram, with its checksum.
-#[inline(always)]
-pub(crate) fn ipv4_header(
-    traffic_class: u8,
-    length: usize,
-    protocol: u8,
-    source: [u8; 4],
-    destination: [u8; 4],
-) -> [u8; IPV4] {
-    let [length_high, length_low] = (length as u16).to_be_bytes();
-    let [a, b, c, d] = source;
-    let [e, f, g, h] = destination;
-    let mut header = [
-        0x45,
-        traffic_class,
-        length_high,
-        length_low,
-        0,
-        0,
-        0x40,
-        0,
-        TTL,
-        protocol,
-        0,
-        0,
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        g,
-        h,
-    ];
-    let [high, low] = Sum::ZERO.add_bytes(&header).finish().to_be_bytes();
-    header[10] = high;
-    header[11] = low;
-    header
 }
 
 /// Writes the outer IPv6 header (RFC 2473); the flow label carries the flow's hash (RFC 6438).
@@ -188,22 +141,12 @@ fn write_ipv6<F: Frame>(
     facts: &Facts,
     choice: &Choice<'_>,
 ) -> Result<u16, Reason> {
-    let s = choice.backend.source();
-    let low = varied([s[12], s[13], s[14], s[15]], choice.backend, choice.hash);
-    let mut source = *s;
-    source[12..].copy_from_slice(&low);
-    let header =
-        ipv6_start(facts.traffic_class, choice.hash >> 12, facts.length, inner_protocol(facts));
-    write(frame, at, header)?;
-    write(frame, at + 8, source)?;
-    write(frame, at + 24, *choice.backend.tunnel().octets())?;
+    let source = choice.backend.source();
+    let low = varied(source.v4_octets(), choice.backend, choice.hash);
+    let label = choice.hash >> 12;
+    write_ipv6_start(frame, at, facts.traffic_class.0, label, facts.length, inner_protocol(facts))?;
+    write(frame, at + 8, source.octets())?;
+    write(frame, at + 20, low)?;
+    write(frame, at + 24, choice.backend.tunnel().octets())?;
     Ok(ethertype::IPV6)
-}
-
-/// The first eight bytes of an IPv6 header: all but the addresses. `label` has 20 bits.
-#[inline(always)]
-pub(crate) fn ipv6_start(traffic_class: u8, label: u32, payload: usize, next: u8) -> [u8; 8] {
-    let [a, b, c, d] = (6 << 28 | u32::from(traffic_class) << 20 | label).to_be_bytes();
-    let [length_high, length_low] = (payload as u16).to_be_bytes();
-    [a, b, c, d, length_high, length_low, next, TTL]
 }

@@ -6,8 +6,8 @@ use xdp_lb_abi::{Address, AddressFlags, Reason};
 use crate::{
     Frame, Tables, Truncated,
     checksum::{self, Sum},
-    forward::{TTL, ipv4_header, ipv6_start},
     frame::write,
+    header::{TTL, write_ipv4_header, write_ipv6_start},
     link::Link,
     parse::{Facts, IPV4, IPV6, protocol},
 };
@@ -22,9 +22,9 @@ const HEADER: usize = 8;
 /// IPv6's minimum MTU (RFC 8200, 5).
 const MINIMUM_MTU: usize = 1280;
 /// Type and code: destination unreachable, fragmentation needed (RFC 1191).
-const FRAGMENTATION_NEEDED: [u8; 2] = [3, 4];
+const FRAGMENTATION_NEEDED: u16 = 0x0304;
 /// Type and code: packet too big (RFC 4443, 3.2).
-const PACKET_TOO_BIG: [u8; 2] = [2, 0];
+const PACKET_TOO_BIG: u16 = 0x0200;
 /// Words of four bytes in the longest quote.
 const QUOTE_WORDS: usize = QUOTE_V6 / 4;
 
@@ -54,8 +54,8 @@ fn write_echo_reply<F: Frame>(frame: &mut F, facts: &Facts) -> Result<(), Reason
     // Everything is inside the linear part: the parser read the transport header.
     if facts.destination.is_v6() {
         frame.window::<IPV6>(facts.link)?[7] = TTL;
-        write(frame, facts.link + 8, *facts.destination.octets())?;
-        write(frame, facts.link + 24, *facts.source.octets())?;
+        write(frame, facts.link + 8, facts.destination.octets())?;
+        write(frame, facts.link + 24, facts.source.octets())?;
         // The pseudo header's sum is that of the same addresses.
         turn(frame, facts.transport, [128, 0], [129, 0])?;
     } else {
@@ -92,7 +92,7 @@ fn turn<F: Frame>(frame: &mut F, at: usize, old: [u8; 2], new: [u8; 2]) -> Resul
 fn is_host(address: &Address) -> bool {
     let first = if address.is_v6() { address.octets()[0] } else { address.v4_octets()[0] };
     if address.is_v6() {
-        first != 0xff && *address.octets() != [0; 16]
+        first != 0xff && address.words() != [0; 2]
     } else {
         // "This network", loopback, multicast and broadcast.
         first != 0 && first != 127 && first < 224
@@ -141,18 +141,15 @@ fn write_fragmentation_needed<F: Frame>(
     let header_length = facts.transport - facts.link;
     let quote = if facts.length >= QUOTE_V4 { QUOTE_V4 } else { header_length + 8 };
     let reported = if mtu > 0xffff { 0xffff } else { mtu as u16 };
-    let [mtu_high, mtu_low] = reported.to_be_bytes();
-    let [kind, code] = FRAGMENTATION_NEEDED;
-    let mut icmp = [kind, code, 0, 0, 0, 0, mtu_high, mtu_low];
-    let sum = sum_of(frame, facts.link, quote, Sum::ZERO.add_bytes(&icmp))?;
-    icmp[2..4].copy_from_slice(&sum.finish().to_be_bytes());
+    let message = Sum::ZERO.add(FRAGMENTATION_NEEDED).add(reported);
+    let sum = sum_of(frame, facts.link, quote, message)?;
 
     make_room(frame, facts, quote, IPV4 + HEADER)?;
     let source = facts.destination.v4_octets();
     let destination = facts.source.v4_octets();
-    let header = ipv4_header(0, IPV4 + HEADER + quote, protocol::ICMP, source, destination);
-    write(frame, facts.link, header)?;
-    write(frame, facts.link + IPV4, icmp)
+    let length = IPV4 + HEADER + quote;
+    write_ipv4_header(frame, facts.link, 0, length, protocol::ICMP, source, destination)?;
+    write_error(frame, facts.link + IPV4, FRAGMENTATION_NEEDED, sum, reported.into())
 }
 
 #[inline(always)]
@@ -160,24 +157,34 @@ fn write_packet_too_big<F: Frame>(frame: &mut F, facts: &Facts, mtu: usize) -> R
     // Longer than the minimum MTU, so the longest quote is always there.
     let quote = QUOTE_V6;
     let reported = if mtu < MINIMUM_MTU { MINIMUM_MTU } else { mtu };
-    let [a, b, c, d] = (reported as u32).to_be_bytes();
-    let [kind, code] = PACKET_TOO_BIG;
-    let mut icmp = [kind, code, 0, 0, a, b, c, d];
     // The pseudo header of RFC 8200, 8.1.
-    let pseudo = Sum::ZERO
-        .add_bytes(facts.source.octets())
-        .add_bytes(facts.destination.octets())
+    let message = Sum::ZERO
+        .add_address(facts.source.words())
+        .add_address(facts.destination.words())
         .add((HEADER + quote) as u16)
         .add(protocol::ICMPV6.into())
-        .add_bytes(&icmp);
-    let sum = sum_of(frame, facts.link, quote, pseudo)?;
-    icmp[2..4].copy_from_slice(&sum.finish().to_be_bytes());
+        .add(PACKET_TOO_BIG)
+        .add_u32(reported as u32);
+    let sum = sum_of(frame, facts.link, quote, message)?;
 
     make_room(frame, facts, quote, IPV6 + HEADER)?;
-    write(frame, facts.link, ipv6_start(0, 0, HEADER + quote, protocol::ICMPV6))?;
-    write(frame, facts.link + 8, *facts.destination.octets())?;
-    write(frame, facts.link + 24, *facts.source.octets())?;
-    write(frame, facts.link + IPV6, icmp)
+    write_ipv6_start(frame, facts.link, 0, 0, HEADER + quote, protocol::ICMPV6)?;
+    write(frame, facts.link + 8, facts.destination.octets())?;
+    write(frame, facts.link + 24, facts.source.octets())?;
+    write_error(frame, facts.link + IPV6, PACKET_TOO_BIG, sum, reported as u32)
+}
+
+/// Writes the header of an ICMP error: type and code, checksum, MTU.
+#[inline(always)]
+fn write_error<F: Frame>(
+    frame: &mut F,
+    at: usize,
+    kind: u16,
+    sum: Sum,
+    mtu: u32,
+) -> Result<(), Reason> {
+    let message = u64::from(kind) << 48 | u64::from(sum.finish()) << 32 | u64::from(mtu);
+    write(frame, at, message.to_be_bytes())
 }
 
 /// Adds `length` bytes (a multiple of four) from `start` on to a sum.

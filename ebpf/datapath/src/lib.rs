@@ -20,6 +20,7 @@ pub mod checksum;
 pub mod decide;
 pub mod forward;
 mod frame;
+mod header;
 pub mod icmp;
 mod link;
 pub mod parse;
@@ -30,7 +31,7 @@ pub use frame::{Frame, MAX_OFFSET, NoRoom, Truncated};
 pub use tables::Tables;
 use xdp_lb_abi::{Disposition, Reason};
 
-use crate::parse::{Facts, Parsed};
+use crate::parse::{Facts, Kind};
 
 /// What to do with the frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -63,10 +64,11 @@ pub fn handle<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
 /// Forwards the frame, or says why it is not simply forwarded.
 #[inline(always)]
 fn process<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, Reason> {
-    match parse::parse(frame)? {
-        Parsed::Flow(facts) => balance(frame, tables, &facts),
-        Parsed::Echo(facts) => Err(icmp::echo(frame, tables, &facts)),
-        Parsed::Tunnel(facts) => Err(terminate::terminate(frame, tables, &facts)),
+    let facts = parse::parse(frame)?;
+    match facts.kind.0 {
+        Kind::Flow => balance(frame, tables, &facts),
+        Kind::Echo => Err(icmp::echo(frame, tables, &facts)),
+        Kind::Tunnel => Err(terminate::terminate(frame, tables, &facts)),
     }
 }
 

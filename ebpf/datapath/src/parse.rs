@@ -59,13 +59,23 @@ pub const IPV6: usize = 40;
 /// IPv6 extension headers that are followed: as many as RFC 8200 (4.1) allows each once, and one.
 const MAX_EXTENSIONS: usize = 6;
 
+/// A value on an eight-byte boundary.
+///
+/// The compiler joins neighbouring stores, also across a boundary; the verifier accepts only aligned
+/// access to the stack. What lies on words of its own is never joined.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(align(8))]
+pub struct Word<T>(pub T);
+
 /// What the headers say.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Facts {
+    /// What kind of packet it is
+    pub kind: Word<Kind>,
     /// Length of the Ethernet header with its tags: where the IP header starts.
     pub link: usize,
     /// Priority and drop eligibility of the outermost tag: the upper four bits of a TCI's first byte.
-    pub priority: u8,
+    pub priority: Word<u8>,
     /// Where the transport header starts, or a tunnel's inner header.
     pub transport: usize,
     /// Source address
@@ -73,28 +83,26 @@ pub struct Facts {
     /// Destination address
     pub destination: Address,
     /// Transport protocol
-    pub protocol: u8,
+    pub protocol: Word<u8>,
     /// Source and destination port; zeros where the protocol has none
-    pub ports: (u16, u16),
+    pub ports: Word<(u16, u16)>,
     /// The packet starts a connection: TCP SYN without ACK, SCTP INIT.
-    pub opens: bool,
+    pub opens: Word<bool>,
     /// Length of the IP packet, header included
     pub length: usize,
     /// Type of service or traffic class: DSCP and ECN
-    pub traffic_class: u8,
-    /// IPv4: don't fragment
-    pub dont_fragment: bool,
+    pub traffic_class: Word<u8>,
 }
 
-/// A packet that the path may have to do with.
+/// What kind of packet it is that the path may have to do with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Parsed {
+pub enum Kind {
     /// TCP, UDP or SCTP
-    Flow(Facts),
+    Flow,
     /// An ICMP or ICMPv6 echo request
-    Echo(Facts),
+    Echo,
     /// An IP packet inside another
-    Tunnel(Facts),
+    Tunnel,
 }
 
 /// Reads the headers.
@@ -103,7 +111,7 @@ pub enum Parsed {
 ///
 /// The [`Reason`] to hand the packet to the kernel, or to drop it.
 #[inline(always)]
-pub fn parse<F: Frame>(frame: &mut F) -> Result<Parsed, Reason> {
+pub fn parse<F: Frame>(frame: &mut F) -> Result<Facts, Reason> {
     let ethernet = frame.window::<ETHERNET>(0)?;
     if ethernet[0] & 1 != 0 {
         return Err(Reason::GroupAddress);
@@ -136,7 +144,7 @@ const fn is_tag(kind: u16) -> bool {
 }
 
 #[inline(always)]
-fn ipv4<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Parsed, Reason> {
+fn ipv4<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Facts, Reason> {
     let header = frame.window::<IPV4>(link)?;
     let header_length = usize::from(header[0] & 0x0f) * 4;
     if header[0] >> 4 != 4 || header_length < IPV4 {
@@ -145,18 +153,18 @@ fn ipv4<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Parsed, Re
     let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
     let fragment = u16::from_be_bytes([header[6], header[7]]);
     let (ttl, protocol) = (header[8], header[9]);
-    let mut facts = Facts {
+    let facts = Facts {
+        kind: Word(Kind::Flow),
         link,
-        priority,
+        priority: Word(priority),
         transport: link + header_length,
         source: Address::v4([header[12], header[13], header[14], header[15]]),
         destination: Address::v4([header[16], header[17], header[18], header[19]]),
-        protocol,
-        ports: (0, 0),
-        opens: false,
+        protocol: Word(protocol),
+        ports: Word((0, 0)),
+        opens: Word(false),
         length,
-        traffic_class: header[1],
-        dont_fragment: fragment & 0x4000 != 0,
+        traffic_class: Word(header[1]),
     };
     if !holds(frame, link, length) || length < header_length {
         return Err(Reason::BadLength);
@@ -165,11 +173,11 @@ fn ipv4<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Parsed, Re
     if fragment & 0x3fff != 0 {
         return Err(Reason::Fragment);
     }
-    transport(frame, &mut facts, ttl)
+    transport(frame, facts, ttl)
 }
 
 #[inline(always)]
-fn ipv6<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Parsed, Reason> {
+fn ipv6<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Facts, Reason> {
     let header = frame.window::<IPV6>(link)?;
     if header[0] >> 4 != 6 {
         return Err(Reason::BadHeader);
@@ -177,10 +185,8 @@ fn ipv6<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Parsed, Re
     let length = IPV6 + usize::from(u16::from_be_bytes([header[4], header[5]]));
     let (next, hop_limit) = (header[6], header[7]);
     let traffic_class = header[0] << 4 | header[1] >> 4;
-    let mut source = [0; 16];
-    source.copy_from_slice(&header[8..24]);
-    let mut destination = [0; 16];
-    destination.copy_from_slice(&header[24..40]);
+    let [_, _, _, _, _, _, _, _, rest @ ..] = header;
+    let (source, destination) = addresses(rest);
     if !holds(frame, link, length) {
         return Err(Reason::BadLength);
     }
@@ -189,20 +195,30 @@ fn ipv6<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Parsed, Re
     } else {
         (next, link + IPV6)
     };
-    let mut facts = Facts {
+    let facts = Facts {
+        kind: Word(Kind::Flow),
         link,
-        priority,
+        priority: Word(priority),
         transport: transport_at,
-        source: Address::v6(source),
-        destination: Address::v6(destination),
-        protocol,
-        ports: (0, 0),
-        opens: false,
+        source,
+        destination,
+        protocol: Word(protocol),
+        ports: Word((0, 0)),
+        opens: Word(false),
         length,
-        traffic_class,
-        dont_fragment: true,
+        traffic_class: Word(traffic_class),
     };
-    transport(frame, &mut facts, hop_limit)
+    transport(frame, facts, hop_limit)
+}
+
+/// Source and destination of an IPv6 header, from its last 32 bytes.
+#[inline(always)]
+pub(crate) fn addresses(bytes: &[u8; 32]) -> (Address, Address) {
+    let mut source = [0; 16];
+    source.copy_from_slice(&bytes[..16]);
+    let mut destination = [0; 16];
+    destination.copy_from_slice(&bytes[16..]);
+    (Address::v6(source), Address::v6(destination))
 }
 
 /// Whether the frame has `length` bytes from `link` on, with its fragments if need be.
@@ -257,47 +273,51 @@ fn follow_extensions<F: Frame>(
 
 /// Reads what is needed of the transport header, whose length is checked against the IP packet's.
 #[inline(always)]
-fn transport<F: Frame>(frame: &mut F, facts: &mut Facts, ttl: u8) -> Result<Parsed, Reason> {
+fn transport<F: Frame>(frame: &mut F, mut facts: Facts, ttl: u8) -> Result<Facts, Reason> {
     let at = facts.transport;
     let room = (facts.link + facts.length).wrapping_sub(at);
     if room > facts.length {
         return Err(Reason::BadLength);
     }
-    let needed = match facts.protocol {
+    let v6 = facts.destination.is_v6();
+    let needed = match facts.protocol.0 {
         protocol::TCP => 20,
-        protocol::UDP | protocol::ICMP | protocol::ICMPV6 => 8,
+        protocol::UDP => 8,
         protocol::SCTP => 12,
-        protocol::IPV4 | protocol::IPV6 => return Ok(Parsed::Tunnel(*facts)),
+        protocol::ICMP if !v6 => 8,
+        protocol::ICMPV6 if v6 => 8,
+        protocol::IPV4 | protocol::IPV6 => {
+            facts.kind = Word(Kind::Tunnel);
+            return Ok(facts);
+        }
         _ => return Err(Reason::Protocol),
     };
     if room < needed {
         return Err(Reason::BadLength);
     }
-    let header = frame.window::<8>(at)?;
-    let ports =
-        (u16::from_be_bytes([header[0], header[1]]), u16::from_be_bytes([header[2], header[3]]));
-    let echo = match facts.protocol {
-        protocol::ICMP if !facts.destination.is_v6() => header[0] == 8 && header[1] == 0,
-        protocol::ICMPV6 if facts.destination.is_v6() => header[0] == 128 && header[1] == 0,
-        protocol::TCP => {
-            // Flags: SYN 0x02, ACK 0x10.
-            facts.opens = frame.window::<20>(at)?[13] & 0x12 == 0x02;
-            false
-        }
+    let header = *frame.window::<8>(at)?;
+    match facts.protocol.0 {
+        // Flags: SYN 0x02, ACK 0x10.
+        protocol::TCP => facts.opens = Word(frame.window::<20>(at)?[13] & 0x12 == 0x02),
+        // A verification tag of 0 belongs to INIT alone (RFC 9260, 8.5.1).
         protocol::SCTP => {
-            // A verification tag of 0 belongs to INIT alone (RFC 9260, 8.5.1).
-            facts.opens = header[4..8] == [0; 4];
-            false
+            facts.opens = Word(header[4] | header[5] | header[6] | header[7] == 0);
         }
-        protocol::UDP => false,
-        _ => return Err(Reason::Icmp),
-    };
-    if matches!(facts.protocol, protocol::ICMP | protocol::ICMPV6) {
-        return if echo { Ok(Parsed::Echo(*facts)) } else { Err(Reason::Icmp) };
+        protocol::UDP => {}
+        _ => {
+            let request = if v6 { 128 } else { 8 };
+            if header[0] != request || header[1] != 0 {
+                return Err(Reason::Icmp);
+            }
+            facts.kind = Word(Kind::Echo);
+            return Ok(facts);
+        }
     }
-    facts.ports = ports;
     if ttl == 0 {
         return Err(Reason::TtlZero);
     }
-    Ok(Parsed::Flow(*facts))
+    let source_port = u16::from_be_bytes([header[0], header[1]]);
+    let destination_port = u16::from_be_bytes([header[2], header[3]]);
+    facts.ports = Word((source_port, destination_port));
+    Ok(facts)
 }

@@ -31,8 +31,9 @@ pub trait Tables {
     fn record_flow(&self, key: &FlowKey, backend: u32, generation: u32);
     /// Whether one more ICMP error may be sent now, at `rate` a second.
     fn may_send_icmp(&self, rate: u32) -> bool;
-    /// Asks the kernel's routing table: the next hop towards a backend that has none yet.
-    fn route(&self, facts: &Facts, backend: &Backend) -> Option<Hop>;
+    /// Asks the kernel's routing table: the next hop towards a backend that has none yet;
+    /// [`Hop::UNKNOWN`] where it has none either.
+    fn route(&self, facts: &Facts, backend: &Backend) -> Hop;
     /// Counts a forwarded packet of `bytes` (layer 3) for a frontend.
     fn count_frontend(&self, stats: u32, bytes: usize);
     /// Counts a forwarded packet of `bytes` (layer 3) for a backend.

@@ -8,7 +8,7 @@ use xdp_lb_abi::{Address, AddressFlags, Reason};
 use crate::{
     Frame, Tables, checksum,
     link::Link,
-    parse::{Facts, IPV4, IPV6, protocol},
+    parse::{Facts, IPV4, IPV6, addresses, protocol},
 };
 
 /// Explicit congestion notification: the lowest two bits of the traffic class (RFC 3168).
@@ -24,7 +24,7 @@ mod ecn {
 #[derive(Clone, Copy)]
 struct Inner {
     destination: Address,
-    traffic_class: u8,
+    traffic_class: u64,
 }
 
 /// Unwraps a tunnel packet, which the kernel then delivers; or says why not.
@@ -43,7 +43,8 @@ pub fn terminate<F: Frame, T: Tables>(frame: &mut F, tables: &T, facts: &Facts) 
     if !tables.is_peer(&facts.source) {
         return Reason::TunnelPeer;
     }
-    let Some(mark) = congestion(facts.traffic_class & ecn::MASK, inner.traffic_class & ecn::MASK)
+    let Some(mark) =
+        congestion(facts.traffic_class.0 & ecn::MASK, inner.traffic_class as u8 & ecn::MASK)
     else {
         return Reason::TunnelEcn;
     };
@@ -57,7 +58,7 @@ pub fn terminate<F: Frame, T: Tables>(frame: &mut F, tables: &T, facts: &Facts) 
 fn inner<F: Frame>(frame: &mut F, facts: &Facts) -> Result<Inner, Reason> {
     let at = facts.transport;
     let room = facts.link + facts.length - at;
-    if facts.protocol == protocol::IPV4 {
+    if facts.protocol.0 == protocol::IPV4 {
         let header = frame.window::<IPV4>(at)?;
         let header_length = usize::from(header[0] & 0x0f) * 4;
         if header[0] >> 4 != 4 || header_length < IPV4 {
@@ -68,7 +69,7 @@ fn inner<F: Frame>(frame: &mut F, facts: &Facts) -> Result<Inner, Reason> {
             return Err(Reason::BadLength);
         }
         let destination = Address::v4([header[16], header[17], header[18], header[19]]);
-        Ok(Inner { destination, traffic_class: header[1] })
+        Ok(Inner { destination, traffic_class: header[1].into() })
     } else {
         let header = frame.window::<IPV6>(at)?;
         if header[0] >> 4 != 6 {
@@ -79,9 +80,9 @@ fn inner<F: Frame>(frame: &mut F, facts: &Facts) -> Result<Inner, Reason> {
             return Err(Reason::BadLength);
         }
         let traffic_class = header[0] << 4 | header[1] >> 4;
-        let mut destination = [0; 16];
-        destination.copy_from_slice(&header[24..40]);
-        Ok(Inner { destination: Address::v6(destination), traffic_class })
+        let [_, _, _, _, _, _, _, _, rest @ ..] = header;
+        let (_, destination) = addresses(rest);
+        Ok(Inner { destination, traffic_class: traffic_class.into() })
     }
 }
 
@@ -103,7 +104,7 @@ fn unwrap<F: Frame>(frame: &mut F, facts: &Facts, inner: &Inner, mark: u8) -> Re
     let v6 = inner.destination.is_v6();
     frame.grow_front(facts.link as i32 - facts.transport as i32)?;
     link.write(frame, v6)?;
-    if inner.traffic_class & ecn::MASK != mark {
+    if inner.traffic_class as u8 & ecn::MASK != mark {
         set_congestion(frame, facts.link, v6, mark)?;
     }
     Ok(())
