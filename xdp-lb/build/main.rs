@@ -136,6 +136,11 @@ fn rustflags(linker: &Path) -> Result<String, Error> {
         format!("-Clinker={}", linker.display()),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // 32-bit jumps and arithmetic: every kernel with multi-buffer XDP has them (Linux 5.18).
+        "-Ctarget-cpu=v3".to_owned(),
+        // Packet bytes and map values are read in words, wherever they lie; without this the
+        // compiler reads them byte by byte.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
     ]
     .join("\x1f"))
 }
