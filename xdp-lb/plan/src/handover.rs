@@ -1,0 +1,124 @@
+//! The previous table of a service whose backends change.
+//!
+//! At rest a flow's hash alone says where it belongs. A change leaves two tables, and the flow table
+//! records which flow belongs where, for every flow whose slot the two disagree on. A further change
+//! must then look up every flow that may have been recorded, also where the next pair of tables
+//! happens to agree: those slots of the previous table carry [`Table::LOOK_UP`].
+
+use xdp_lb_abi::{Phase, Table};
+
+/// Slots, and the backend ids that they name by index.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Indices into `ids`, perhaps with [`Table::LOOK_UP`]
+    pub slots: &'a [u16],
+    /// Backend ids
+    pub ids: &'a [u32],
+}
+
+impl View<'_> {
+    /// The backend of a slot; nothing where the slot names none.
+    fn owner(&self, slot: usize) -> Option<u32> {
+        self.ids.get(usize::from(self.slots[slot] & !Table::LOOK_UP)).copied()
+    }
+
+    fn marked(&self, slot: usize) -> bool {
+        self.slots[slot] & Table::LOOK_UP != 0
+    }
+}
+
+/// Where the flows belong that a service has when its backends change again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Base {
+    /// The table before the last change
+    Previous,
+    /// The table of the last change
+    Current,
+}
+
+/// The slots of the next previous table, for a service in `phase` with these two tables; `None`
+/// where they are just the base's slots, without marks.
+pub fn next_previous(phase: Phase, previous: View<'_>, current: View<'_>) -> (Base, Option<Vec<u16>>) {
+    match phase {
+        Phase::Rest => (Base::Current, None),
+        // Flows that were not seen yet still belong to the previous table.
+        Phase::Handover => (Base::Previous, Some(mark(previous, previous, current))),
+        // Unknown flows belong to the current one.
+        Phase::Exceptions => (Base::Current, Some(mark(current, previous, current))),
+    }
+}
+
+/// The base's slots, marked where `previous` and `current` disagree or `previous` is marked.
+fn mark(base: View<'_>, previous: View<'_>, current: View<'_>) -> Vec<u16> {
+    let mut slots: Vec<u16> = base.slots.iter().map(|slot| slot & !Table::LOOK_UP).collect();
+    for_overlaps(previous.slots.len(), current.slots.len(), |p, c| {
+        if previous.marked(p) || previous.owner(p) != current.owner(c) {
+            // Of the two slots, the one that is the base's.
+            let slot = if std::ptr::eq(base.slots, previous.slots) { p } else { c };
+            slots[slot] |= Table::LOOK_UP;
+        }
+    });
+    slots
+}
+
+/// Calls `visit` for every pair of slots, of tables of `a` and `b` slots, that share a hash.
+///
+/// Slot `i` of `a` has the hashes from `i / a` to `(i + 1) / a` of the whole range, give or take
+/// one; pairs that only touch are visited too, since rounding may let them share a hash.
+fn for_overlaps(a: usize, b: usize, mut visit: impl FnMut(usize, usize)) {
+    if a == b {
+        (0..a).for_each(|slot| visit(slot, slot));
+        return;
+    }
+    for i in 0..a {
+        let first = i * b / a;
+        let last = ((i + 1) * b / a).min(b - 1);
+        (first..=last).for_each(|j| visit(i, j));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_service_at_rest_starts_from_its_table() {
+        let view = View { slots: &[0, 1, 0], ids: &[7, 8] };
+        assert_eq!(next_previous(Phase::Rest, view, view), (Base::Current, None));
+    }
+
+    #[test]
+    fn a_change_back_still_looks_up_what_was_recorded() {
+        let before = View { slots: &[0, 1, 0, 1], ids: &[7, 8] };
+        let between = View { slots: &[0, 0, 0, 0], ids: &[7] };
+        let (base, slots) = next_previous(Phase::Handover, before, between);
+        assert_eq!(base, Base::Previous);
+        let marked = Table::LOOK_UP;
+        assert_eq!(slots, Some(vec![0, 1 | marked, 0, 1 | marked]));
+    }
+
+    #[test]
+    fn after_the_handover_unknown_flows_belong_to_the_current_table() {
+        let before = View { slots: &[0, 1, 0, 1], ids: &[7, 8] };
+        let now = View { slots: &[0, 0, 0, 0], ids: &[7] };
+        let (base, slots) = next_previous(Phase::Exceptions, before, now);
+        assert_eq!(base, Base::Current);
+        assert_eq!(slots, Some(vec![0, Table::LOOK_UP, 0, Table::LOOK_UP]));
+    }
+
+    proptest! {
+        #[test]
+        fn every_hash_is_in_a_visited_pair(hash: u32, sizes in prop::sample::select(vec![
+            (1, 251), (251, 1021), (1021, 251), (251, 251), (4093, 1021), (1, 1),
+        ])) {
+            let (a, b) = sizes;
+            let table = |size| Table::new(0, size, 0, 0).slot(hash) as usize;
+            let pair = (table(a), table(b));
+            let mut seen = false;
+            for_overlaps(a as usize, b as usize, |i, j| seen |= (i, j) == pair);
+            prop_assert!(seen);
+        }
+    }
+}
