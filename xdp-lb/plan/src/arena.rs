@@ -4,39 +4,39 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// A range of consecutive entries.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
-pub struct Range {
+pub(crate) struct Range {
     /// First entry
-    pub start: u32,
+    pub(crate) start: u32,
     /// Number of entries; not 0
-    pub length: u32,
+    pub(crate) length: u32,
 }
 
 /// The free ranges of an array.
 #[derive(Clone, Debug)]
-pub struct Arena {
+pub(crate) struct Arena {
     free: BTreeMap<u32, u32>,
     capacity: u32,
 }
 
 impl Arena {
     /// `capacity` entries, all free.
-    pub fn new(capacity: u32) -> Self {
+    pub(crate) fn new(capacity: u32) -> Self {
         let free = if capacity == 0 { BTreeMap::new() } else { BTreeMap::from([(0, capacity)]) };
         Self { free, capacity }
     }
 
     /// Number of entries, free or not.
-    pub fn capacity(&self) -> u32 {
+    pub(crate) fn capacity(&self) -> u32 {
         self.capacity
     }
 
     /// Number of free entries.
-    pub fn free(&self) -> u32 {
+    pub(crate) fn free(&self) -> u32 {
         self.free.values().sum()
     }
 
     /// The smallest free range that has `length` entries, cut to size; nothing where none is left.
-    pub fn take(&mut self, length: u32) -> Option<Range> {
+    pub(crate) fn take(&mut self, length: u32) -> Option<Range> {
         let (&start, &found) = self
             .free
             .iter()
@@ -50,7 +50,7 @@ impl Arena {
     }
 
     /// Takes exactly this range; `false` where part of it is not free.
-    pub fn claim(&mut self, range: Range) -> bool {
+    pub(crate) fn claim(&mut self, range: Range) -> bool {
         let Some((&start, &length)) = self.free.range(..=range.start).next_back() else {
             return false;
         };
@@ -69,7 +69,7 @@ impl Arena {
     }
 
     /// Gives a range back, and joins it with its free neighbours.
-    pub fn give_back(&mut self, range: Range) {
+    pub(crate) fn give_back(&mut self, range: Range) {
         let Range { mut start, mut length } = range;
         if let Some((&before, &before_length)) = self.free.range(..start).next_back()
             && before + before_length == start
@@ -88,7 +88,7 @@ impl Arena {
 /// The free indices of an array; the one that was free the longest goes first, so that what still
 /// names its last owner has the most time to vanish.
 #[derive(Clone, Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     free: VecDeque<u32>,
     next: u32,
     end: u32,
@@ -96,12 +96,12 @@ pub struct Pool {
 
 impl Pool {
     /// The indices `start..end`.
-    pub fn new(start: u32, end: u32) -> Self {
+    pub(crate) fn new(start: u32, end: u32) -> Self {
         Self { free: VecDeque::new(), next: start, end }
     }
 
     /// A free index.
-    pub fn take(&mut self) -> Option<u32> {
+    pub(crate) fn take(&mut self) -> Option<u32> {
         if self.next < self.end {
             self.next += 1;
             return Some(self.next - 1);
@@ -110,17 +110,17 @@ impl Pool {
     }
 
     /// Whether `count` more indices are free.
-    pub fn has(&self, count: usize) -> bool {
+    pub(crate) fn has(&self, count: usize) -> bool {
         (self.end - self.next) as usize + self.free.len() >= count
     }
 
     /// Gives an index back.
-    pub fn give_back(&mut self, index: u32) {
+    pub(crate) fn give_back(&mut self, index: u32) {
         self.free.push_back(index);
     }
 
     /// Takes these indices, in ascending order and before anything else was taken.
-    pub fn claim(&mut self, indices: impl IntoIterator<Item = u32>) {
+    pub(crate) fn claim(&mut self, indices: impl IntoIterator<Item = u32>) {
         for index in indices {
             while self.next < index {
                 self.free.push_back(self.next);
@@ -174,7 +174,10 @@ mod tests {
     #[test]
     fn a_pool_gives_every_index_once() {
         let mut pool = Pool::new(1, 4);
-        assert_eq!([pool.take(), pool.take(), pool.take(), pool.take()], [Some(1), Some(2), Some(3), None]);
+        assert_eq!(
+            [pool.take(), pool.take(), pool.take(), pool.take()],
+            [Some(1), Some(2), Some(3), None]
+        );
         pool.give_back(2);
         assert!(pool.has(1) && !pool.has(2));
         assert_eq!([pool.take(), pool.take()], [Some(2), None]);

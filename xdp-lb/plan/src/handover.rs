@@ -9,11 +9,11 @@ use xdp_lb_abi::{Phase, Table};
 
 /// Slots, and the backend ids that they name by index.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub(crate) struct View<'a> {
     /// Indices into `ids`, perhaps with [`Table::LOOK_UP`]
-    pub slots: &'a [u16],
+    pub(crate) slots: &'a [u16],
     /// Backend ids
-    pub ids: &'a [u32],
+    pub(crate) ids: &'a [u32],
 }
 
 impl View<'_> {
@@ -29,7 +29,7 @@ impl View<'_> {
 
 /// Where the flows belong that a service has when its backends change again.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Base {
+pub(crate) enum Base {
     /// The table before the last change
     Previous,
     /// The table of the last change
@@ -38,23 +38,33 @@ pub enum Base {
 
 /// The slots of the next previous table, for a service in `phase` with these two tables; `None`
 /// where they are just the base's slots, without marks.
-pub fn next_previous(phase: Phase, previous: View<'_>, current: View<'_>) -> (Base, Option<Vec<u16>>) {
+pub(crate) fn next_previous(
+    phase: Phase,
+    previous: View<'_>,
+    current: View<'_>,
+) -> (Base, Option<Vec<u16>>) {
     match phase {
         Phase::Rest => (Base::Current, None),
         // Flows that were not seen yet still belong to the previous table.
-        Phase::Handover => (Base::Previous, Some(mark(previous, previous, current))),
+        Phase::Handover => (Base::Previous, Some(mark(Base::Previous, previous, current))),
         // Unknown flows belong to the current one.
-        Phase::Exceptions => (Base::Current, Some(mark(current, previous, current))),
+        Phase::Exceptions => (Base::Current, Some(mark(Base::Current, previous, current))),
     }
 }
 
 /// The base's slots, marked where `previous` and `current` disagree or `previous` is marked.
-fn mark(base: View<'_>, previous: View<'_>, current: View<'_>) -> Vec<u16> {
-    let mut slots: Vec<u16> = base.slots.iter().map(|slot| slot & !Table::LOOK_UP).collect();
+fn mark(base: Base, previous: View<'_>, current: View<'_>) -> Vec<u16> {
+    let base_slots = match base {
+        Base::Previous => previous.slots,
+        Base::Current => current.slots,
+    };
+    let mut slots: Vec<u16> = base_slots.iter().map(|slot| slot & !Table::LOOK_UP).collect();
     for_overlaps(previous.slots.len(), current.slots.len(), |p, c| {
         if previous.marked(p) || previous.owner(p) != current.owner(c) {
-            // Of the two slots, the one that is the base's.
-            let slot = if std::ptr::eq(base.slots, previous.slots) { p } else { c };
+            let slot = match base {
+                Base::Previous => p,
+                Base::Current => c,
+            };
             slots[slot] |= Table::LOOK_UP;
         }
     });

@@ -5,5 +5,20 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
+mod arena;
+mod backends;
+mod frontends;
+mod handover;
 pub mod maglev;
 pub mod model;
+mod op;
+mod planner;
+mod shared;
+mod target;
+
+pub use adopt::{Image, Unsound};
+pub use backends::{BackendKey, Path};
+pub use frontends::buckets;
+pub use op::Op;
+pub use planner::{FrontendState, Layout, Outcome, Planner, Refusal, Refused, record_count};

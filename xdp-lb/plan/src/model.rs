@@ -2,6 +2,7 @@
 
 use std::{fmt, net::IpAddr, num::NonZeroU16, str::FromStr};
 
+use xdp_lb_abi::FrontendKey;
 pub use xdp_lb_abi::Mode;
 
 /// Transport protocol of a frontend.
@@ -22,6 +23,16 @@ impl Protocol {
             Self::Tcp => 6,
             Self::Udp => 17,
             Self::Sctp => 132,
+        }
+    }
+
+    /// The protocol with this IP protocol number.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
         }
     }
 }
@@ -63,6 +74,13 @@ pub struct Frontend {
     pub port: NonZeroU16,
     /// Transport protocol
     pub protocol: Protocol,
+}
+
+impl Frontend {
+    /// The key of the frontend table.
+    pub fn key(&self) -> FrontendKey {
+        FrontendKey::new(self.address.into(), self.port.get(), self.protocol.number())
+    }
 }
 
 impl fmt::Display for Frontend {

@@ -1,0 +1,125 @@
+//! Takes over tables that an earlier run of the daemon left, with the same ids, so that no flow
+//! moves.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use xdp_lb_abi::{Backend, Bucket, FrontendKey, Phase, Service, Table};
+
+use crate::{
+    backends::BackendKey,
+    frontends::Place,
+    maglev::Identity,
+    model::Protocol,
+    planner::{Assignment, Installed, Planner},
+};
+
+/// The arrays, to be read.
+pub trait Image {
+    /// Number of buckets
+    fn buckets(&self) -> u32;
+    /// A bucket of `FRONTENDS`
+    fn bucket(&self, index: u32) -> Option<Bucket>;
+    /// A record of `SERVICES`
+    fn service(&self, index: u32) -> Option<Service>;
+    /// A word of `ARENA`
+    fn word(&self, index: u32) -> Option<u64>;
+    /// A record of `BACKENDS`
+    fn backend(&self, id: u32) -> Option<Backend>;
+}
+
+/// Why tables cannot be taken over.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{frontend:?}: {problem}")]
+pub struct Unsound {
+    /// The frontend whose entry leads nowhere
+    pub frontend: FrontendKey,
+    /// What is wrong
+    pub problem: &'static str,
+}
+
+impl Planner {
+    /// Takes over what the tables hold. The planner must be new.
+    ///
+    /// # Errors
+    ///
+    /// Where the tables contradict themselves. The planner is of no use then.
+    pub fn adopt(&mut self, image: &impl Image, now: Duration) -> Result<(), Unsound> {
+        let entries = entries(image);
+        let mut backends = BTreeMap::new();
+        let mut services = BTreeMap::new();
+        for (key, (_, record)) in &entries {
+            let unsound = |problem| Unsound { frontend: *key, problem };
+            let service = image.service(*record).ok_or(unsound("no such service record"))?;
+            for table in [service.current(), service.previous()] {
+                for id in ids(image, table).ok_or(unsound("backend list outside the arena"))? {
+                    let backend = image.backend(id).ok_or(unsound("no such backend"))?;
+                    let named = named(&backend).ok_or(unsound("backend of an unknown kind"))?;
+                    backends.insert(id, (named, backend));
+                }
+            }
+            services.insert(*record, service);
+        }
+        self.claim(&backends, services.values().map(Service::stats), services.keys().copied());
+        for (key, (place, record)) in entries {
+            let unsound = |problem| Unsound { frontend: key, problem };
+            if !self.claim_place(&key, place) {
+                return Err(unsound("entry in a bucket that is not its own"));
+            }
+            let service = services[&record];
+            let current = self.adopt_table(image, service.current());
+            let current = current.ok_or(unsound("table outside the arena, or over another"))?;
+            let phase = service.phase();
+            let previous = match phase {
+                Phase::Rest => None,
+                Phase::Handover | Phase::Exceptions => Some(
+                    self.adopt_table(image, service.previous())
+                        .ok_or(unsound("previous table outside the arena, or over another"))?,
+                ),
+            };
+            let stats = service.stats();
+            let one = Installed { place, record, stats, current, previous, phase, since: now };
+            self.insert_adopted(key, one);
+        }
+        Ok(())
+    }
+
+    fn adopt_table(&mut self, image: &impl Image, table: &Table) -> Option<Assignment> {
+        let slots: Option<Vec<u16>> = (0..table.size())
+            .map(|slot| {
+                let (word, shift) = table.locate_slot(slot);
+                Some((image.word(word)? >> shift) as u16)
+            })
+            .collect();
+        let ids = ids(image, table)?;
+        self.adopt_assignment(&slots?, table.slots(), &ids, table.list())
+    }
+}
+
+fn entries(image: &impl Image) -> BTreeMap<FrontendKey, (Place, u32)> {
+    let mut entries = BTreeMap::new();
+    for index in 0..image.buckets() {
+        let Some(bucket) = image.bucket(index) else { continue };
+        for (entry, value) in bucket.entries.iter().enumerate() {
+            if let Some(key) = value.key() {
+                entries.insert(key, (Place { bucket: index, entry }, value.service()));
+            }
+        }
+    }
+    entries
+}
+
+fn ids(image: &impl Image, table: &Table) -> Option<Vec<u32>> {
+    (0..table.length())
+        .map(|index| {
+            let (word, shift) = table.locate_id(index);
+            Some((image.word(word)? >> shift) as u32)
+        })
+        .collect()
+}
+
+fn named(backend: &Backend) -> Option<BackendKey> {
+    let protocol = Protocol::from_number(backend.protocol())?;
+    let address = backend.address().to_ip();
+    let identity = Identity { address, port: backend.port(), protocol };
+    Some(BackendKey { identity, mode: backend.mode()? })
+}

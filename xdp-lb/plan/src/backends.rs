@@ -1,0 +1,204 @@
+//! Ids and records of backends.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use xdp_lb_abi::{Address, Backend, Hop, Mode};
+
+use crate::{arena::Pool, maglev::Identity, op::Op};
+
+/// What a backend id stands for: a backend in one forwarding mode.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
+pub struct BackendKey {
+    /// Who serves
+    pub identity: Identity,
+    /// How packets get there
+    pub mode: Mode,
+}
+
+/// How packets get to a backend at the moment.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Path {
+    /// The next hop; [`Hop::UNKNOWN`] where none is known
+    pub hop: Hop,
+    /// Largest packet on the way, in bytes of layer 3; 0 where it is not known
+    pub mtu: u16,
+    /// Source of an outer header, of the family of the tunnel's end
+    pub source: Address,
+    /// How many of the source's lowest bits the flow's hash replaces
+    pub source_bits: u8,
+}
+
+impl Path {
+    /// No way is known.
+    pub fn unknown(to: IpAddr) -> Self {
+        let source = match to {
+            IpAddr::V4(_) => Address::v4([0; 4]),
+            IpAddr::V6(_) => Address::v6([0; 16]),
+        };
+        Self { hop: Hop::UNKNOWN, mtu: 0, source, source_bits: 0 }
+    }
+}
+
+/// How often a backend is named.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Uses {
+    current: usize,
+    previous: usize,
+}
+
+/// Which table names a backend.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Use {
+    Current,
+    Previous,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    key: BackendKey,
+    record: Backend,
+    uses: Uses,
+}
+
+/// The backends that have an id.
+#[derive(Clone, Debug)]
+pub(crate) struct Backends {
+    ids: BTreeMap<BackendKey, u32>,
+    entries: BTreeMap<u32, Entry>,
+    pool: Pool,
+    /// Generation of the next owner of an id, where it is not the first.
+    generations: BTreeMap<u32, u32>,
+}
+
+impl Backends {
+    pub(crate) fn new(limit: u32) -> Self {
+        Self {
+            ids: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            pool: Pool::new(0, limit),
+            generations: BTreeMap::new(),
+        }
+    }
+
+    /// The ids of all these backends, in order; new ones are written to `ops`. Nothing, and nothing
+    /// is taken, where not enough ids are free.
+    pub(crate) fn ids(
+        &mut self,
+        keys: &[BackendKey],
+        path: &impl Fn(&BackendKey) -> Path,
+        ops: &mut Vec<Op>,
+    ) -> Option<Vec<u32>> {
+        let new = keys.iter().filter(|key| !self.ids.contains_key(key)).count();
+        if !self.pool.has(new) {
+            return None;
+        }
+        keys.iter().map(|key| self.id(key, path, ops)).collect()
+    }
+
+    fn id(
+        &mut self,
+        key: &BackendKey,
+        path: &impl Fn(&BackendKey) -> Path,
+        ops: &mut Vec<Op>,
+    ) -> Option<u32> {
+        if let Some(&id) = self.ids.get(key) {
+            return Some(id);
+        }
+        let id = self.pool.take()?;
+        let generation = self.generations.get(&id).copied().unwrap_or(1);
+        let record = record(key, generation, path(key));
+        self.ids.insert(*key, id);
+        self.entries.insert(id, Entry { key: *key, record, uses: Uses::default() });
+        ops.push(Op::Backend { id, backend: record, new: true });
+        Some(id)
+    }
+
+    /// One use more of each.
+    pub(crate) fn acquire(&mut self, ids: &[u32], how: Use) {
+        for id in ids {
+            if let Some(entry) = self.entries.get_mut(id) {
+                match how {
+                    Use::Current => entry.uses.current += 1,
+                    Use::Previous => entry.uses.previous += 1,
+                }
+            }
+        }
+    }
+
+    /// One use less of each.
+    pub(crate) fn release(&mut self, ids: &[u32], how: Use) {
+        for id in ids {
+            if let Some(entry) = self.entries.get_mut(id) {
+                match how {
+                    Use::Current => entry.uses.current -= 1,
+                    Use::Previous => entry.uses.previous -= 1,
+                }
+            }
+        }
+    }
+
+    /// Brings all records up to date; returns the ids that nobody names any more.
+    ///
+    /// A backend that only a previous table names was removed: it takes no more packets.
+    pub(crate) fn refresh(
+        &mut self,
+        path: &impl Fn(&BackendKey) -> Path,
+        ops: &mut Vec<Op>,
+    ) -> Vec<u32> {
+        let mut unused = Vec::new();
+        for (&id, entry) in &mut self.entries {
+            if entry.uses == Uses::default() {
+                unused.push(id);
+                continue;
+            }
+            let Path { hop, mtu, source, source_bits } = path(&entry.key);
+            let record = entry
+                .record
+                .with_path(hop, mtu, source, source_bits)
+                .with_serving(entry.uses.current > 0);
+            if record != entry.record {
+                entry.record = record;
+                ops.push(Op::Backend { id, backend: record, new: false });
+            }
+        }
+        for id in &unused {
+            if let Some(entry) = self.entries.remove(id) {
+                self.ids.remove(&entry.key);
+                self.generations.insert(*id, entry.record.generation().wrapping_add(1));
+            }
+        }
+        unused
+    }
+
+    pub(crate) fn give_back(&mut self, id: u32) {
+        self.pool.give_back(id);
+    }
+
+    /// Takes over ids that are in use; `records` in ascending order of ids, each once.
+    pub(crate) fn adopt(&mut self, records: &BTreeMap<u32, (BackendKey, Backend)>) {
+        self.pool.claim(records.keys().copied());
+        for (&id, &(key, record)) in records {
+            self.ids.insert(key, id);
+            self.entries.insert(id, Entry { key, record, uses: Uses::default() });
+        }
+    }
+
+    /// Id and record of every backend.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &BackendKey, &Backend)> {
+        self.entries.iter().map(|(&id, entry)| (id, &entry.key, &entry.record))
+    }
+
+    pub(crate) fn key(&self, id: u32) -> Option<&BackendKey> {
+        self.entries.get(&id).map(|entry| &entry.key)
+    }
+}
+
+fn record(key: &BackendKey, generation: u32, path: Path) -> Backend {
+    let Identity { address, port, protocol } = key.identity;
+    Backend::new(address.into(), port, protocol.number(), key.mode, generation).with_path(
+        path.hop,
+        path.mtu,
+        path.source,
+        path.source_bits,
+    )
+}
