@@ -27,8 +27,10 @@ const REREAD_EVERY: Duration = Duration::from_secs(30);
 const REREAD_PAUSE: Duration = Duration::from_secs(1);
 /// How many requests the kernel gets at once.
 const IN_FLIGHT: usize = 64;
-/// From one look at all paths to the next, however many neighbours change in between.
+/// From one look at all paths to the next, however many neighbours change in between …
 const SETTLE_INTERVAL: Duration = Duration::from_millis(50);
+/// … and looking takes at most one part in this many of the time, even where paths are many.
+const SETTLE_SHARE: u32 = 5;
 /// How often the neighbours are looked over for those to resolve or confirm.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How many neighbours to resolve at one look: each may be a broadcast on its segment.
@@ -103,7 +105,7 @@ struct Worker {
 
     reread_at: Instant,
     settle_at: Option<Instant>,
-    settled: Instant,
+    settle_not_before: Instant,
     look_at: Instant,
     warned: Option<Instant>,
 }
@@ -140,7 +142,7 @@ impl Worker {
             resolver: Resolver::default(),
             reread_at: now + REREAD_EVERY,
             settle_at: None,
-            settled: now,
+            settle_not_before: now,
             look_at: now,
             warned: None,
         })
@@ -320,13 +322,12 @@ impl Worker {
     }
 
     fn settle_soon(&mut self) {
-        self.settle_at.get_or_insert(self.settled + SETTLE_INTERVAL);
+        self.settle_at.get_or_insert(self.settle_not_before);
     }
 
     /// Joins what is known into paths, publishes them, and sees to the neighbours they lack.
     fn settle(&mut self, now: Instant) {
         self.settle_at = None;
-        self.settled = now;
         let mut paths = BTreeMap::new();
         let mut hops = BTreeSet::new();
         for (destination, route) in &self.routes {
@@ -347,6 +348,7 @@ impl Worker {
         });
         self.resolver.want(&hops);
         self.resolve(now);
+        self.settle_not_before = now + SETTLE_INTERVAL.max(now.elapsed() * SETTLE_SHARE);
     }
 
     fn resolve(&mut self, now: Instant) {
