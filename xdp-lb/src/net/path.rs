@@ -125,3 +125,102 @@ fn attempt(destination: IpAddr, route: Option<&Route>, tables: &Tables) -> Resul
         }),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+        neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
+    };
+
+    use super::*;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    fn tables(kind: LinkLayerType, flags: LinkFlags, neighbour: Option<&str>) -> Tables {
+        let mut link = LinkMessage::default();
+        link.header.index = 2;
+        link.header.link_layer_type = kind;
+        link.header.flags = flags;
+        link.attributes = vec![
+            LinkAttribute::IfName("eth0".into()),
+            LinkAttribute::Mtu(1500),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+        ];
+        let mut tables = Tables::default();
+        tables.apply(&RouteNetlinkMessage::NewLink(link));
+        if let Some(neighbour) = neighbour {
+            let mut message = NeighbourMessage::default();
+            message.header.ifindex = 2;
+            message.header.state = NeighbourState::Reachable;
+            message.attributes = vec![
+                NeighbourAttribute::Destination(ip(neighbour).into()),
+                NeighbourAttribute::LinkLayerAddress(MAC.to_vec()),
+            ];
+            tables.apply(&RouteNetlinkMessage::NewNeighbour(message));
+        }
+        tables
+    }
+
+    fn working(neighbour: Option<&str>) -> Tables {
+        tables(LinkLayerType::Ether, LinkFlags::Up | LinkFlags::LowerUp, neighbour)
+    }
+
+    fn via(device: u32, gateway: &str, mtu: Option<u32>, source: Option<&str>) -> Route {
+        Route::Via { hop: Hop { device, address: ip(gateway) }, mtu, source: source.map(ip) }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn route_link_and_neighbour_make_a_path() {
+        let tables = working(Some("10.0.0.1"));
+        for (route_mtu, mtu) in [(None, 1500), (Some(1400), 1400), (Some(9000), 1500)] {
+            let route = via(2, "10.0.0.1", route_mtu, Some("10.0.0.9"));
+            let expected = Path::Ready { device: 2, mac: MAC, mtu, source: ip("10.0.0.9") };
+            assert_eq!(path(ip("192.0.2.1"), Some(&route), &tables), expected);
+        }
+    }
+
+    #[test]
+    fn a_host_without_addresses_has_an_unspecified_source_of_the_destinations_family() {
+        let tables = working(Some("fd00::1"));
+        let route = via(2, "fd00::1", None, None);
+        for (destination, source) in [("192.0.2.1", "0.0.0.0"), ("2001:db8::1", "::")] {
+            let expected = Path::Ready { device: 2, mac: MAC, mtu: 1500, source: ip(source) };
+            assert_eq!(path(ip(destination), Some(&route), &tables), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_and_resolved_only_where_that_can_help() {
+        let device = || "eth0".to_owned();
+        let (up, down) = (LinkFlags::Up | LinkFlags::LowerUp, LinkFlags::Up);
+        let neighbour = || Why::NoNeighbour { neighbour: ip("10.0.0.1"), device: device() };
+        for (index, kind, flags, why, resolved) in [
+            (2, LinkLayerType::Ether, up, neighbour(), true),
+            (2, LinkLayerType::Ether, down, Why::DeviceDown { device: device() }, false),
+            (2, LinkLayerType::None, up, Why::NoMac { device: device() }, false),
+            (3, LinkLayerType::Ether, up, Why::NoDevice { device: 3 }, false),
+        ] {
+            let tables = tables(kind, flags, None);
+            let route = via(index, "10.0.0.1", None, None);
+            let expected = Path::Unresolved { why };
+            assert_eq!(path(ip("192.0.2.1"), Some(&route), &tables), expected);
+            assert_eq!(wanted_neighbour(&route, &tables).is_some(), resolved, "{expected:?}");
+        }
+    }
+
+    #[test]
+    fn answers_without_a_way_are_passed_on() {
+        let (tables, to) = (working(None), ip("192.0.2.1"));
+        assert_eq!(path(to, Some(&Route::Local), &tables), Path::Local);
+        assert_eq!(path(to, None, &tables), Path::Unresolved { why: Why::Pending });
+        let refused = Route::Nowhere(Why::Blackhole);
+        assert_eq!(path(to, Some(&refused), &tables), Path::Unresolved { why: Why::Blackhole });
+        assert_eq!(wanted_neighbour(&refused, &tables), None);
+    }
+}

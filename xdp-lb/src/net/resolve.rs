@@ -122,3 +122,99 @@ impl Rounds {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRESH: Neighbour = Neighbour { mac: [2; 6], stale: false };
+    const STALE: Neighbour = Neighbour { mac: [2; 6], stale: true };
+
+    fn hop(last: u8) -> Hop {
+        Hop { device: 2, address: [10, 0, 0, last].into() }
+    }
+
+    fn wanting(hops: &[Hop]) -> Resolver {
+        let mut resolver = Resolver::default();
+        resolver.want(&hops.iter().copied().collect());
+        resolver
+    }
+
+    /// The seconds of the first two minutes at which one hop is asked for.
+    fn asked_at(
+        resolver: &mut Resolver,
+        start: Instant,
+        known: impl Fn(u64) -> Option<&'static Neighbour>,
+    ) -> Vec<u64> {
+        let at = |second| start + Duration::from_secs(second);
+        (0..120).filter(|&s| !resolver.due(at(s), 9, |_| known(s)).is_empty()).collect()
+    }
+
+    #[test]
+    fn a_silent_neighbour_is_asked_ever_less_often() {
+        let asked = asked_at(&mut wanting(&[hop(1)]), Instant::now(), |_| None);
+        assert_eq!(asked, [0, 1, 3, 7, 15, 31, 61, 91]);
+    }
+
+    #[test]
+    fn a_fresh_neighbour_is_left_alone_and_a_stale_one_confirmed_now_and_then() {
+        let start = Instant::now();
+        assert_eq!(asked_at(&mut wanting(&[hop(1)]), start, |_| Some(&FRESH)), []);
+        assert_eq!(asked_at(&mut wanting(&[hop(1)]), start, |_| Some(&STALE)), [0, 30, 60, 90]);
+    }
+
+    #[test]
+    fn a_neighbour_that_is_lost_is_asked_at_once() {
+        let known = |second| if (20..70).contains(&second) { Some(&FRESH) } else { None };
+        let asked = asked_at(&mut wanting(&[hop(1)]), Instant::now(), known);
+        assert_eq!(asked, [0, 1, 3, 7, 15, 70, 71, 73, 77, 85, 101]);
+    }
+
+    #[test]
+    fn a_batch_is_bounded_and_the_rest_follows() {
+        let mut resolver = wanting(&[hop(1), hop(2), hop(3)]);
+        let now = Instant::now();
+        assert_eq!(resolver.due(now, 2, |_| None), [hop(1), hop(2)]);
+        assert_eq!(resolver.due(now, 2, |_| None), [hop(3)]);
+        assert_eq!(resolver.due(now, 2, |_| None), []);
+    }
+
+    #[test]
+    fn who_stays_wanted_keeps_the_pause() {
+        let mut resolver = wanting(&[hop(1)]);
+        let now = Instant::now();
+        resolver.due(now, 9, |_| None);
+        resolver.want(&BTreeSet::from([hop(1), hop(2)]));
+        assert_eq!(resolver.due(now, 9, |_| None), [hop(2)]);
+        resolver.want(&BTreeSet::from([hop(2)]));
+        assert!(!resolver.wants(&hop(1)) && resolver.wants(&hop(2)));
+    }
+
+    #[test]
+    fn a_burst_of_changes_is_one_round() {
+        let (mut rounds, start) = (Rounds::default(), Instant::now());
+        assert_eq!(rounds.next(), None);
+        rounds.request(start);
+        rounds.request(start + DEBOUNCE / 2);
+        assert_eq!(rounds.next(), Some(start + DEBOUNCE));
+        rounds.start(start + DEBOUNCE);
+        assert_eq!(rounds.next(), None);
+    }
+
+    #[test]
+    fn a_change_during_a_round_leads_to_another_one_after_a_pause() {
+        let (mut rounds, start) = (Rounds::default(), Instant::now());
+        let ms = Duration::from_millis;
+        rounds.request(start);
+        rounds.start(start);
+        rounds.request(start + ms(1));
+        assert_eq!(rounds.next(), None, "one round at a time");
+        rounds.finish(start + ms(10));
+        assert_eq!(rounds.next(), Some(start + LEAST_INTERVAL));
+        // Long rounds leave most of the time to others.
+        rounds.start(start + ms(1_000));
+        rounds.request(start + ms(1_001));
+        rounds.finish(start + ms(1_500));
+        assert_eq!(rounds.next(), Some(start + ms(1_000) + ms(500) * SHARE));
+    }
+}

@@ -113,3 +113,106 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+
+    fn unicast_route(attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.kind = RouteType::Unicast;
+        message.attributes = attributes;
+        message
+    }
+
+    fn v4() -> IpAddr {
+        "192.0.2.9".parse().unwrap()
+    }
+
+    fn v6() -> IpAddr {
+        "2001:db8::9".parse().unwrap()
+    }
+
+    #[test]
+    fn the_question_is_about_one_address() {
+        for (destination, family, bits) in
+            [(v4(), AddressFamily::Inet, 32), (v6(), AddressFamily::Inet6, 128)]
+        {
+            let question = question(destination);
+            assert_eq!(question.header.address_family, family);
+            assert_eq!(question.header.destination_prefix_length, bits);
+            assert_eq!(question.attributes, [RouteAttribute::Destination(destination.into())]);
+        }
+    }
+
+    #[test]
+    fn without_a_gateway_the_destination_is_the_neighbour() {
+        let message = unicast_route(vec![RouteAttribute::Oif(3)]);
+        let hop = Hop { device: 3, address: v4() };
+        assert_eq!(answer(v4(), &message), Route::Via { hop, mtu: None, source: None });
+    }
+
+    #[test]
+    fn gateway_source_and_mtu_are_read() {
+        let gateway: IpAddr = "fd00::1".parse().unwrap();
+        let source: IpAddr = "2001:db8::1".parse().unwrap();
+        let message = unicast_route(vec![
+            RouteAttribute::Gateway(gateway.into()),
+            RouteAttribute::PrefSource(source.into()),
+            RouteAttribute::Metrics(vec![RouteMetric::Hoplimit(3), RouteMetric::Mtu(1400)]),
+            RouteAttribute::Oif(3),
+        ]);
+        let hop = Hop { device: 3, address: gateway };
+        let expected = Route::Via { hop, mtu: Some(1400), source: Some(source) };
+        assert_eq!(answer(v6(), &message), expected);
+    }
+
+    #[test]
+    fn an_ipv4_route_may_have_an_ipv6_gateway() {
+        let gateway = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+        let message = unicast_route(vec![
+            RouteAttribute::Oif(3),
+            RouteAttribute::Via(gateway.into()),
+            RouteAttribute::Metrics(vec![RouteMetric::Mtu(0)]),
+        ]);
+        let hop = Hop { device: 3, address: gateway.into() };
+        assert_eq!(answer(v4(), &message), Route::Via { hop, mtu: None, source: None });
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_named() {
+        let encapsulated =
+            unicast_route(vec![RouteAttribute::Oif(3), RouteAttribute::Encap(vec![])]);
+        assert_eq!(answer(v4(), &encapsulated), Route::Nowhere(Why::Encapsulated));
+        assert_eq!(answer(v4(), &unicast_route(vec![])), Route::Nowhere(Why::NoRoute));
+        for (kind, expected) in [
+            (RouteType::Local, Route::Local),
+            (RouteType::Anycast, Route::Local),
+            (RouteType::BlackHole, Route::Nowhere(Why::Blackhole)),
+            (RouteType::Unreachable, Route::Nowhere(Why::Unreachable)),
+            (RouteType::Prohibit, Route::Nowhere(Why::Prohibited)),
+            (RouteType::Broadcast, Route::Nowhere(Why::NotUnicast)),
+            (RouteType::Multicast, Route::Nowhere(Why::NotUnicast)),
+            (RouteType::Other(77), Route::Nowhere(Why::NotUnicast)),
+        ] {
+            let mut message = unicast_route(vec![RouteAttribute::Oif(3)]);
+            message.header.kind = kind;
+            assert_eq!(answer(v4(), &message), expected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn each_errno_has_its_meaning() {
+        for (errno, why) in [
+            (libc::ENETUNREACH, Why::NoRoute),
+            (libc::EHOSTUNREACH, Why::Unreachable),
+            (libc::EINVAL, Why::Blackhole),
+            (libc::EACCES, Why::Prohibited),
+            (libc::EPERM, Why::Refused(libc::EPERM)),
+        ] {
+            assert_eq!(refusal(errno), Route::Nowhere(why));
+        }
+    }
+}

@@ -242,3 +242,244 @@ fn usable(message: &NeighbourMessage) -> Option<Neighbour> {
     let mac = <[u8; 6]>::try_from(bytes.as_slice()).ok()?;
     (valid && mac != [0; 6]).then_some(Neighbour { mac, stale })
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader};
+    use netlink_packet_route::link::VlanProtocol;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+
+    fn link(index: u32, name: &str) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+        message.attributes = vec![
+            LinkAttribute::IfName(name.into()),
+            LinkAttribute::Mtu(1500),
+            LinkAttribute::Address(MAC.to_vec()),
+        ];
+        message
+    }
+
+    fn neighbour(address: &str, state: NeighbourState, mac: &[u8]) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = 2;
+        message.header.state = state;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(address.parse::<IpAddr>().unwrap().into()),
+            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+        ];
+        message
+    }
+
+    fn address(local: Option<&str>, address: &str, prefix_len: u8) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.index = 2;
+        message.header.prefix_len = prefix_len;
+        message.attributes.push(AddressAttribute::Address(address.parse().unwrap()));
+        message.attributes.extend(local.map(|ip| AddressAttribute::Local(ip.parse().unwrap())));
+        message
+    }
+
+    fn hop(address: &str) -> Hop {
+        Hop { device: 2, address: address.parse().unwrap() }
+    }
+
+    fn tables(messages: impl IntoIterator<Item = RouteNetlinkMessage>) -> Tables {
+        let mut tables = Tables::default();
+        for message in messages {
+            tables.apply(&message);
+        }
+        tables
+    }
+
+    #[test]
+    fn a_vlan_device_has_its_tag_and_parent() {
+        let mut message = link(5, "eth0.7");
+        message.attributes.push(LinkAttribute::Link(2));
+        message.attributes.push(LinkAttribute::Controller(9));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vlan),
+            LinkInfo::Data(InfoData::Vlan(vec![
+                InfoVlan::Protocol(VlanProtocol::Ieee8021Ad),
+                InfoVlan::Id(7),
+            ])),
+        ]));
+        let tables = tables([RouteNetlinkMessage::NewLink(message)]);
+        let expected = Link {
+            index: 5,
+            name: "eth0.7".into(),
+            mac: Some(MAC),
+            mtu: 1500,
+            up: true,
+            parent: Some(2),
+            vlan: Some((0x88a8, 7)),
+            master: Some(9),
+            kind: "vlan".into(),
+        };
+        assert_eq!(tables.links()[&5], expected);
+    }
+
+    #[test]
+    fn a_pairs_other_end_and_another_namespaces_device_are_no_parents() {
+        let mut pair = link(5, "veth0");
+        pair.attributes.push(LinkAttribute::Link(6));
+        pair.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]));
+        let mut elsewhere = link(7, "macvlan0");
+        elsewhere.attributes.push(LinkAttribute::LinkNetNsId(0));
+        elsewhere.attributes.push(LinkAttribute::Link(2));
+        let tables =
+            tables([RouteNetlinkMessage::NewLink(pair), RouteNetlinkMessage::NewLink(elsewhere)]);
+        assert_eq!(tables.links()[&5].parent, None);
+        assert_eq!(tables.links()[&7].parent, None);
+    }
+
+    #[test]
+    fn only_an_ethernet_device_with_carrier_is_up_and_has_a_mac() {
+        let mut loopback = link(1, "lo");
+        loopback.header.link_layer_type = LinkLayerType::Loopback;
+        let mut unplugged = link(2, "eth0");
+        unplugged.header.flags = LinkFlags::Up;
+        let mut down = link(3, "eth1");
+        down.header.flags = LinkFlags::LowerUp;
+        let tables = tables([loopback, unplugged, down].map(RouteNetlinkMessage::NewLink));
+        assert_eq!(tables.links()[&1].mac, None);
+        assert!(tables.links()[&1].up && !tables.links()[&2].up && !tables.links()[&3].up);
+    }
+
+    #[test]
+    fn messages_about_a_part_of_a_link_leave_it_as_it_was() {
+        let mut tables = tables([RouteNetlinkMessage::NewLink(link(2, "eth0"))]);
+        let before = tables.links().clone();
+        // It leaves its bridge.
+        let mut port = link(2, "eth0");
+        port.header.interface_family = AddressFamily::Bridge;
+        assert_eq!(tables.apply(&RouteNetlinkMessage::DelLink(port.clone())), Effect::Nothing);
+        port.attributes = vec![LinkAttribute::Mtu(9000), LinkAttribute::IfName("no".into())];
+        assert_eq!(tables.apply(&RouteNetlinkMessage::NewLink(port)), Effect::Nothing);
+        // A wireless event.
+        let mut partial = link(2, "eth0");
+        partial.attributes = vec![LinkAttribute::IfName("eth0".into())];
+        assert_eq!(tables.apply(&RouteNetlinkMessage::NewLink(partial)), Effect::Nothing);
+        assert_eq!(*tables.links(), before);
+    }
+
+    #[test]
+    fn a_deleted_link_takes_its_addresses_and_neighbours_along() {
+        let mut tables = tables([
+            RouteNetlinkMessage::NewLink(link(2, "eth0")),
+            RouteNetlinkMessage::NewAddress(address(None, "fd00::1", 64)),
+            RouteNetlinkMessage::NewNeighbour(neighbour("10.0.0.2", NeighbourState::Stale, &MAC)),
+        ]);
+        assert_eq!(tables.apply(&RouteNetlinkMessage::DelLink(link(2, "eth0"))), Effect::Routes);
+        assert_eq!(tables, Tables::default());
+    }
+
+    #[test]
+    fn an_address_stays_until_its_last_prefix_length_is_gone() {
+        let both = [24, 32].map(|length| address(Some("10.0.0.1"), "10.0.0.1", length));
+        let mut tables = tables(both.clone().map(RouteNetlinkMessage::NewAddress));
+        let [first, second] = both.map(RouteNetlinkMessage::DelAddress);
+        let own = (2, "10.0.0.1".parse().unwrap());
+        tables.apply(&first);
+        assert_eq!(tables.addresses().collect::<Vec<_>>(), [own]);
+        tables.apply(&second);
+        assert_eq!(tables.addresses().count(), 0);
+    }
+
+    #[test]
+    fn the_own_end_of_a_point_to_point_link_is_the_address() {
+        let message = address(Some("10.0.0.1"), "10.0.0.2", 32);
+        let tables = tables([RouteNetlinkMessage::NewAddress(message)]);
+        let own = (2, "10.0.0.1".parse().unwrap());
+        assert_eq!(tables.addresses().collect::<Vec<_>>(), [own]);
+    }
+
+    #[test]
+    fn a_neighbour_counts_in_the_states_that_vouch_for_its_mac() {
+        for (state, expected) in [
+            (NeighbourState::Reachable, Some(false)),
+            (NeighbourState::Stale, Some(true)),
+            (NeighbourState::Delay, Some(false)),
+            (NeighbourState::Probe, Some(false)),
+            (NeighbourState::Permanent, Some(false)),
+            (NeighbourState::Noarp, Some(false)),
+            (NeighbourState::Incomplete, None),
+            (NeighbourState::Failed, None),
+            (NeighbourState::None, None),
+            (NeighbourState::Other(0x1000), None),
+        ] {
+            let message = neighbour("fd00::2", state, &MAC);
+            let tables = tables([RouteNetlinkMessage::NewNeighbour(message)]);
+            let found = tables.neighbour(&hop("fd00::2"));
+            let expected = expected.map(|stale| Neighbour { mac: MAC, stale });
+            assert_eq!(found, expected.as_ref(), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_change_of_the_mac_concerns_the_paths() {
+        use NeighbourState::{Failed, Incomplete, Reachable, Stale};
+        let mut tables = Tables::default();
+        let hop = hop("10.0.0.2");
+        let mut say = |state, mac: &[u8]| {
+            tables.apply(&RouteNetlinkMessage::NewNeighbour(neighbour("10.0.0.2", state, mac)))
+        };
+        assert_eq!(say(Incomplete, &[]), Effect::Nothing);
+        assert_eq!(say(Reachable, &MAC), Effect::Neighbour(hop));
+        assert_eq!(say(Stale, &MAC), Effect::Nothing);
+        assert_eq!(say(Stale, &[2, 0, 0, 0, 0, 8]), Effect::Neighbour(hop));
+        assert_eq!(say(Failed, &[]), Effect::Neighbour(hop));
+        assert_eq!(say(Failed, &[]), Effect::Nothing);
+    }
+
+    #[test]
+    fn entries_that_name_no_usable_mac_are_none() {
+        let mut proxy = neighbour("10.0.0.2", NeighbourState::Permanent, &MAC);
+        proxy.header.flags = NeighbourFlags::Proxy;
+        let mut nameless = neighbour("10.0.0.2", NeighbourState::Reachable, &MAC);
+        nameless.attributes.remove(0);
+        let odd = [
+            proxy,
+            nameless,
+            neighbour("10.0.0.2", NeighbourState::Noarp, &[0; 6]),
+            neighbour("10.0.0.2", NeighbourState::Reachable, &[1; 20]),
+            neighbour("10.0.0.2", NeighbourState::Reachable, &[]),
+        ];
+        for message in odd {
+            let mut tables = Tables::default();
+            let effect = tables.apply(&RouteNetlinkMessage::NewNeighbour(message.clone()));
+            assert_eq!((effect, tables), (Effect::Nothing, Tables::default()), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn routes_and_rules_concern_every_path() {
+        for message in [
+            RouteNetlinkMessage::NewRoute(Default::default()),
+            RouteNetlinkMessage::DelRoute(Default::default()),
+            RouteNetlinkMessage::NewRule(Default::default()),
+            RouteNetlinkMessage::DelRule(Default::default()),
+        ] {
+            assert_eq!(Tables::default().apply(&message), Effect::Routes);
+        }
+    }
+
+    proptest! {
+        /// Whatever arrives on the socket, nothing panics: 16..=30 are the types of links,
+        /// addresses, routes and neighbours, 32 and 33 those of rules.
+        #[test]
+        fn any_bytes_are_survived(kind in 16u16..=33, body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut header = NetlinkHeader::default();
+            header.message_type = kind;
+            if let Ok(message) = RouteNetlinkMessage::deserialize(&header, &body) {
+                Tables::default().apply(&message);
+            }
+        }
+    }
+}
