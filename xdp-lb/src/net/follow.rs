@@ -195,8 +195,10 @@ impl Worker {
                     Err(_) => return End::Unwanted,
                 },
                 () = tokio::time::sleep_until(wake.into()) => {
-                    if self.reread_at <= Instant::now() {
-                        self.reread().await;
+                    if self.reread_at <= Instant::now()
+                        && let Err(NetError::Closed { .. }) = self.reread().await
+                    {
+                        return End::Closed;
                     }
                     self.keep_time(Instant::now());
                 }
@@ -282,20 +284,17 @@ impl Worker {
         self.settle_at.get_or_insert(now);
     }
 
-    async fn reread(&mut self) {
+    async fn reread(&mut self) -> Result<(), NetError> {
+        // Should it fail, it is tried again soon.
+        self.reread_at = Instant::now() + REREAD_PAUSE;
         // Events wait in their channel meanwhile and are folded in afterwards. The last one about
         // anything is at least as new as what is read here, so the outcome is right.
-        match self.requests.tables().await {
-            Ok(tables) => {
-                self.tables = tables;
-                self.reread_at = Instant::now() + REREAD_EVERY;
-                self.react(Effect::Routes, Instant::now());
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read links, addresses and neighbours; trying again");
-                self.reread_at = Instant::now() + REREAD_PAUSE;
-            }
-        }
+        self.tables = self.requests.tables().await.inspect_err(|error| {
+            tracing::warn!(%error, "cannot read links, addresses and neighbours; trying again");
+        })?;
+        self.reread_at = Instant::now() + REREAD_EVERY;
+        self.react(Effect::Routes, Instant::now());
+        Ok(())
     }
 
     fn next_deadline(&self) -> Instant {

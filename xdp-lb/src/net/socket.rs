@@ -150,7 +150,10 @@ impl Requests {
     /// Asks in the network namespace of the calling thread.
     pub(super) fn open() -> Result<Self, NetError> {
         // Nothing comes unasked on this socket, so that the third part is dropped.
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetError::Open)?;
+        let (mut connection, handle, _) = rtnetlink::new_connection().map_err(NetError::Open)?;
+        // So that the end of an answer differs from the end of the connection.
+        connection.set_forward_done(true);
+        connection.set_forward_ack(true);
         Ok(Self { handle, _connection: Owned::spawn(connection) })
     }
 
@@ -272,16 +275,51 @@ async fn exchange(
         while let Some(message) = stream.next().await {
             answers.interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
             match message.payload {
-                NetlinkPayload::InnerMessage(message) => answers.messages.push(message),
+                NetlinkPayload::InnerMessage(message) => {
+                    answers.messages.push(message);
+                    if flags & (NLM_F_DUMP | NLM_F_ACK) == 0 {
+                        return Ok(());
+                    }
+                }
                 NetlinkPayload::Error(error) if error.code.is_some() => {
                     return Err(NetError::Refused { what, source: error.to_io() });
                 }
-                NetlinkPayload::Overrun(_) => answers.interrupted = true,
-                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) | NetlinkPayload::Noop | _ => {}
+                NetlinkPayload::Done(done) if done.code < 0 => {
+                    let source = io::Error::from_raw_os_error(-done.code);
+                    return Err(NetError::Refused { what, source });
+                }
+                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Overrun(_) | NetlinkPayload::Noop | _ => {}
             }
         }
-        Ok(())
+        Err(NetError::Closed { what })
     };
     tokio::time::timeout(within, read).await.map_err(|_| NetError::Timeout { what, within })??;
     Ok(answers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reading alone needs neither root nor addresses.
+    #[tokio::test]
+    async fn a_list_that_is_cut_short_is_not_taken_for_an_empty_one() {
+        let requests = Requests::open().unwrap();
+        let mut whole = Box::pin(requests.tables());
+        // Polled once: the request is queued, and the connection has not run yet.
+        tokio::select! {
+            biased;
+            _ = &mut whole => panic!("nothing can have answered"),
+            () = std::future::ready(()) => {}
+        }
+        requests._connection.0.abort();
+        assert!(matches!(whole.await, Err(NetError::Closed { .. })));
+    }
+
+    #[tokio::test]
+    async fn links_are_listed() {
+        let tables = Requests::open().unwrap().tables().await.unwrap();
+        assert!(tables.links().values().any(|link| link.name == "lo"));
+    }
 }
