@@ -35,7 +35,7 @@ test-kernels: setup ## the packet path's fixtures under Debian's 6.1 and 6.12
 lint: setup ## formatting, clippy and documentation, warnings fatal
 	@.ci/setup lint
 	cargo fmt --all --check
-	cargo clippy --workspace --exclude xdp-lb-ebpf --all-targets -- -D warnings
+	.ci/clippy
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --exclude xdp-lb-ebpf --no-deps
 
 fmt: ## format all code
