@@ -46,6 +46,7 @@ bench: setup ## measure
 
 install: ## put the binary (build it first) and the systemd unit in place, under DESTDIR
 	install -D -m 755 $(TARGET_DIR)/release/xdp-lb $(DESTDIR)$(PREFIX)/bin/xdp-lb
+	install -d -m 755 $(DESTDIR)/etc/xdp-lb
 	install -D -m 644 systemd/xdp-lb.service $(DESTDIR)$(PREFIX)/lib/systemd/system/xdp-lb.service
 
 clean: ## remove what was built
