@@ -35,7 +35,7 @@ test-kernels: setup ## the packet path's fixtures under Debian's 6.1 and 6.12
 lint: setup ## formatting, clippy and documentation, warnings fatal
 	@.ci/setup lint
 	cargo fmt --all --check
-	cargo clippy --workspace --exclude xdp-lb-ebpf --all-targets -- -D warnings
+	.ci/clippy
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --exclude xdp-lb-ebpf --no-deps
 
 fmt: ## format all code
@@ -46,6 +46,7 @@ bench: setup ## measure
 
 install: ## put the binary (build it first) and the systemd unit in place, under DESTDIR
 	install -D -m 755 $(TARGET_DIR)/release/xdp-lb $(DESTDIR)$(PREFIX)/bin/xdp-lb
+	install -d -m 755 $(DESTDIR)/etc/xdp-lb
 	install -D -m 644 systemd/xdp-lb.service $(DESTDIR)$(PREFIX)/lib/systemd/system/xdp-lb.service
 
 clean: ## remove what was built
