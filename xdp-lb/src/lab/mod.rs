@@ -41,6 +41,8 @@ mod client;
 mod connection;
 pub mod describe;
 mod error;
+#[cfg(test)]
+mod frames;
 pub mod layers;
 mod leftovers;
 mod live;
