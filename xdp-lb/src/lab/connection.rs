@@ -81,7 +81,7 @@ impl Connection {
 
     /// Nothing more will be sent.
     pub(super) fn finished(&self) -> bool {
-        self.closing && self.output.is_empty() && self.stream.is_empty()
+        self.closing && self.body.is_none() && self.output.is_empty() && self.stream.is_empty()
     }
 
     /// Requests that were answered since the last call.
@@ -243,6 +243,14 @@ mod tests {
     #[test]
     fn an_upload_is_counted_and_summed() {
         let mut connection = connection();
+        let head = b"PUT / HTTP/1.1\r\nConnection: close\r\nContent-Length: 1\r\n\r\n";
+        connection.receive(head);
+        assert!(!connection.finished());
+        connection.receive(b"x");
+        assert!(all(&mut connection).contains("\"received\": 1"));
+        assert!(connection.finished());
+
+        let mut connection = self::connection();
         connection.receive(b"PUT / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab");
         assert_eq!(all(&mut connection), "");
         connection.receive(b"cdeGET / HTTP/1.1\r\n\r\n");

@@ -47,21 +47,25 @@ pub mod layers;
 mod leftovers;
 mod live;
 mod namespace;
+mod raw;
 mod script;
 mod server;
 mod signals;
 mod socket;
+mod tagger;
 mod topology;
 pub mod verify;
 
 pub use answer::{Answer, checksum, pattern};
-pub use capture::{Capture, Captured, Recording};
+pub use capture::{Capture, Recording};
 pub use client::{Client, ClientError, Held, Outcome, Response, Transfer, UdpAnswer};
 pub use describe::{Detail, describe, describe_with};
 pub use error::LabError;
 pub use live::Lab;
 pub use namespace::{Namespace, Process};
+pub use raw::Captured;
 pub use server::{Served, Server, ServerSpec};
+pub use tagger::Tagger;
 pub use topology::{
     End, Item, end, host, ip, link, route, router, service_vlan, switch, sysctl, vip, vlan,
 };

@@ -19,8 +19,9 @@ use nix::{
     },
 };
 
-/// Connections that may wait to be accepted; the lab's namespaces allow as many.
-const BACKLOG: i32 = 65_535;
+/// Connections that may wait to be accepted: -1 is as many as the namespace allows, which the lab
+/// has raised.
+const BACKLOG: i32 = -1;
 /// Bytes of datagrams that may wait to be read.
 const DATAGRAMS: usize = 16 << 20;
 

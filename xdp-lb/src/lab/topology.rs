@@ -94,6 +94,7 @@ pub fn link(a: End, b: End) -> Item {
 }
 
 /// An 802.1Q device with tag `id` (1 to 4094) on top of the device `parent` of the same node.
+/// Refused where the kernel has no such devices; a [`super::Tagger`] does without them.
 pub fn vlan(id: u16, parent: &str, end: End) -> Item {
     Item(Kind::Vlan { id, protocol: "802.1q", parent: parent.to_owned(), end })
 }
