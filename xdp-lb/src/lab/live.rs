@@ -131,13 +131,15 @@ fn may_work(prefix: &str) -> Result<Claim, LabError> {
     Claim::take(prefix)
 }
 
-/// Raises the limit of open files, as far as root may. A limit that stays low shows where it is
-/// met: as an error of the connection that is one too many.
+/// Raises the limit of open files as far as the system lets root go. Where that is not far enough,
+/// the connection that is one too many shows it: at a client as an error, at a server in
+/// [`super::Served::refused`].
 fn raise_open_files() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < OPEN_FILES
+        && setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, hard.max(OPEN_FILES)).is_err()
     {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, hard.max(OPEN_FILES));
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(OPEN_FILES), hard);
     }
 }
 

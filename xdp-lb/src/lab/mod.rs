@@ -43,6 +43,7 @@ pub mod describe;
 mod error;
 #[cfg(test)]
 mod frames;
+mod held;
 pub mod layers;
 mod leftovers;
 mod live;
@@ -58,9 +59,10 @@ pub mod verify;
 
 pub use answer::{Answer, checksum, pattern};
 pub use capture::{Capture, Recording};
-pub use client::{Client, ClientError, Held, Outcome, Response, Transfer, UdpAnswer};
+pub use client::{Client, ClientError, Outcome, Transfer, UdpAnswer};
 pub use describe::{Detail, describe, describe_with};
 pub use error::LabError;
+pub use held::{Held, Response};
 pub use live::Lab;
 pub use namespace::{Namespace, Process};
 pub use raw::Captured;

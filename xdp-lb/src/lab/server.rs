@@ -102,6 +102,7 @@ impl Server {
             connections: self.served.connections.load(Ordering::Relaxed),
             requests: self.served.requests.load(Ordering::Relaxed),
             datagrams: self.served.datagrams.load(Ordering::Relaxed),
+            refused: self.served.refused.load(Ordering::Relaxed),
         }
     }
 }
@@ -125,6 +126,9 @@ pub struct Served {
     pub requests: u64,
     /// UDP datagrams answered
     pub datagrams: u64,
+    /// Failed attempts to accept a connection: when this is not 0, the process has reached its
+    /// limit of open files (`ulimit -Hn`), and clients wait in vain
+    pub refused: u64,
 }
 
 #[derive(Debug, Default)]
@@ -132,6 +136,7 @@ struct Counters {
     connections: AtomicU64,
     requests: AtomicU64,
     datagrams: AtomicU64,
+    refused: AtomicU64,
 }
 
 /// All sockets of one server, and the loop that serves them.
@@ -222,6 +227,7 @@ impl Engine {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(_) => {
+                    self.served.refused.fetch_add(1, Ordering::Relaxed);
                     thread::sleep(PAUSE);
                     return Ok(());
                 }
