@@ -16,6 +16,8 @@ use xdp_lb::lab::{
 
 const VIP4: &str = "203.0.113.10:80";
 const VIP6: &str = "[2001:db8:f::10]:80";
+/// Set in processes that a test starts from its own program.
+const CHILD: &str = "XDP_LB_LAB_TEST_CHILD";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn without_root() -> bool {
@@ -268,30 +270,43 @@ fn a_lab_can_grow_and_nothing_outlives_it() {
     assert_eq!(namespaces(prefix), 0);
 }
 
+/// Runs this test's own program again, inside `test` alone and marked as a child.
+fn again(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test]).env(CHILD, "1").stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
 #[test]
-fn clean_removes_a_lab_that_was_left_and_its_processes() {
+fn clean_removes_a_lab_that_was_kept_and_its_processes() {
     if without_root() {
         return;
     }
-    let prefix = "xlblableak";
+    if std::env::var_os(CHILD).is_some() {
+        ServerSpec::named("kept").http(address(VIP4)).serve().unwrap();
+    }
+    let prefix = "xlblabkept";
     for remove in [Lab::clean, |prefix: &str| Lab::build(prefix, []).map(drop)] {
         let lab = Lab::build(prefix, topology()).unwrap();
-        let mut sleep = Command::new("sleep");
-        sleep.arg("600");
-        let mut child = lab.ns("server").unwrap().spawn(sleep).unwrap();
+        let program = again("clean_removes_a_lab_that_was_kept_and_its_processes");
+        let mut server = lab.ns("server").unwrap().spawn(program).unwrap();
+        let client = Client::new(lab.ns("client").unwrap());
         lab.keep();
+        let end = Instant::now() + PATIENCE;
+        while client.ask(address(VIP4), None).is_err() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(client.ask(address(VIP4), None).unwrap().backend, "kept");
         assert_eq!(namespaces(prefix), 4);
-        assert!(child.ended().is_none());
+        assert!(server.ended().is_none());
         remove(prefix).unwrap();
         assert_eq!(namespaces(prefix), 0);
-        assert!(child.ended().is_some());
+        assert!(server.ended().is_some());
     }
 }
 
-/// The test of signals runs this test's own program again, as a process that can be ended.
 #[test]
 fn a_signal_removes_the_lab() {
-    const CHILD: &str = "XDP_LB_LAB_TEST_CHILD";
     if without_root() {
         return;
     }
@@ -302,13 +317,7 @@ fn a_signal_removes_the_lab() {
         return;
     }
     for signal in [nix::sys::signal::SIGTERM, nix::sys::signal::SIGINT] {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_signal_removes_the_lab"])
-            .env(CHILD, "1")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = again("a_signal_removes_the_lab").spawn().unwrap();
         let end = Instant::now() + PATIENCE;
         while namespaces(prefix) < 4 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(5));
