@@ -1,0 +1,176 @@
+//! A lab that is up.
+
+use std::{collections::BTreeMap, fs, process::Command, thread};
+
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::geteuid,
+};
+
+use super::{
+    LabError, Namespace,
+    leftovers::{self, Claim, SEPARATOR},
+    namespace::finish,
+    script::{Known, NodeScript, script},
+    signals,
+    topology::Item,
+};
+
+/// Offloads that would leave unfinished checksums, frames above the MTU or tags beside the frame;
+/// and GRO, without which a veth device drops what XDP redirects to it.
+const FEATURES: &str = "tx off txvlan off tx-vlan-stag-hw-insert off gso off tso off gro on";
+
+/// Open files that 10,000 connections take when both ends are in one process, and some.
+const OPEN_FILES: u64 = 65_536;
+
+/// Namespaces, devices and addresses, removed when this is dropped.
+#[derive(Debug)]
+pub struct Lab {
+    prefix: String,
+    known: Known,
+    nodes: BTreeMap<String, Namespace>,
+    keep: bool,
+    _claim: Claim,
+}
+
+impl Lab {
+    /// Builds what the items say, in their order. `prefix` (lower-case letters and digits) begins
+    /// the names of all namespaces; what an earlier run left under it is removed first.
+    pub fn build(prefix: &str, items: impl AsRef<[Item]>) -> Result<Self, LabError> {
+        let mut lab = Self::new(prefix)?;
+        lab.add(items)?;
+        Ok(lab)
+    }
+
+    /// An empty lab, to [`Lab::add`] to.
+    pub fn new(prefix: &str) -> Result<Self, LabError> {
+        let claim = may_work(prefix)?;
+        leftovers::remove(prefix)?;
+        raise_open_files();
+        signals::arm(prefix).map_err(LabError::system("watch for signals"))?;
+        Ok(Self {
+            prefix: prefix.to_owned(),
+            known: Known::default(),
+            nodes: BTreeMap::new(),
+            keep: false,
+            _claim: claim,
+        })
+    }
+
+    /// Adds to a lab that is up: nodes, links, routes. A topology that is refused as a whole
+    /// changes nothing; after any other error the lab is good for nothing but being dropped.
+    pub fn add(&mut self, items: impl AsRef<[Item]>) -> Result<(), LabError> {
+        let mut known = self.known.clone();
+        let prefix = &self.prefix;
+        let name = |node: &str| format!("{prefix}{SEPARATOR}{node}");
+        let script = script(&mut known, items.as_ref(), name)?;
+        let names: Vec<_> = script.create.iter().map(|node| name(node)).collect();
+        batch(Command::new("ip"), names.iter().map(|name| format!("netns add {name}")))?;
+        for (node, name) in script.create.iter().zip(names) {
+            self.nodes.insert(node.clone(), Namespace::open(name)?);
+        }
+        self.known = known;
+        // Settings first: devices take their own from the namespace's defaults.
+        for (node, inside) in &script.nodes {
+            set(self.ns(node)?, &inside.before)?;
+        }
+        batch(Command::new("ip"), script.links.into_iter())?;
+        let work = script
+            .nodes
+            .into_iter()
+            .map(|(node, inside)| Ok((self.ns(&node)?, inside)))
+            .collect::<Result<Vec<_>, LabError>>()?;
+        thread::scope(|scope| {
+            let workers: Vec<_> = work
+                .into_iter()
+                .map(|(space, inside)| scope.spawn(move || furnish(space, inside)))
+                .collect();
+            workers.into_iter().try_for_each(|worker| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })
+    }
+
+    /// The namespace of a node.
+    pub fn ns(&self, node: &str) -> Result<&Namespace, LabError> {
+        self.nodes.get(node).ok_or_else(|| LabError::UnknownNode(node.to_owned()))
+    }
+
+    /// The nodes' names and namespaces, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &Namespace)> {
+        self.nodes.iter().map(|(name, space)| (name.as_str(), space))
+    }
+
+    /// Leaves everything up, signals or not; [`Lab::clean`] removes it.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+
+    /// Removes what labs of `prefix` have left: processes in their namespaces, and these.
+    pub fn clean(prefix: &str) -> Result<(), LabError> {
+        let _claim = may_work(prefix)?;
+        leftovers::remove(prefix)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.keep {
+            // Nobody can be told from here; the next run with this prefix tries again.
+            let _ = leftovers::remove(&self.prefix);
+        }
+        signals::disarm(&self.prefix);
+    }
+}
+
+fn may_work(prefix: &str) -> Result<Claim, LabError> {
+    leftovers::check_prefix(prefix)?;
+    if !geteuid().is_root() {
+        return Err(LabError::NotRoot);
+    }
+    Claim::take(prefix)
+}
+
+/// Raises the limit of open files as far as the system lets root go. Where that is not far enough,
+/// the connection that is one too many shows it: at a client as an error, at a server in
+/// [`super::Served::refused`].
+fn raise_open_files() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < OPEN_FILES
+        && setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, hard.max(OPEN_FILES)).is_err()
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(OPEN_FILES), hard);
+    }
+}
+
+fn furnish(space: &Namespace, inside: NodeScript) -> Result<(), LabError> {
+    for device in &inside.plain {
+        space.tool("ethtool", &format!("-K {device} {FEATURES}"))?;
+    }
+    // With room for one byte GRO merges nothing, and captures show each frame as it came.
+    let apart = inside.plain.iter().map(|dev| format!("link set dev {dev} gro_max_size 1"));
+    batch(space.command("ip"), apart.chain(inside.ip))?;
+    set(space, &inside.after)
+}
+
+fn batch(mut ip: Command, lines: impl Iterator<Item = String>) -> Result<(), LabError> {
+    let input: String = lines.map(|line| line + "\n").collect();
+    if input.is_empty() {
+        return Ok(());
+    }
+    ip.args(["-batch", "-"]);
+    finish(ip, &input).map(drop)
+}
+
+fn set(space: &Namespace, values: &[(String, String)]) -> Result<(), LabError> {
+    if values.is_empty() {
+        return Ok(());
+    }
+    space.run(|| {
+        values.iter().try_for_each(|(key, value)| {
+            let path = if key.contains('/') { key.clone() } else { key.replace('.', "/") };
+            fs::write(format!("/proc/sys/{path}"), value)
+                .map_err(LabError::system(format!("set {key} to {value} in {}", space.name())))
+        })
+    })?
+}
