@@ -1,3 +1,10 @@
 //! The `xdp-lb` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use xdp_lb::cli::Cli;
+
+fn main() -> ExitCode {
+    Cli::parse().run()
+}

@@ -177,7 +177,7 @@ fn link<'a>(view: &'a View, name: &str) -> Option<&'a Link> {
 
 fn ready(view: &View, to: &str) -> Option<(u32, [u8; 6], u32, IpAddr)> {
     match view.paths.get(&ip(to)) {
-        Some(Path::Ready { device, mac, mtu, source }) => Some((*device, *mac, *mtu, *source)),
+        Some(Path::Ready { device, mac, mtu, source, .. }) => Some((*device, *mac, *mtu, *source)),
         Some(Path::Local | Path::Unresolved { .. }) | None => None,
     }
 }

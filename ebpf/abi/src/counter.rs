@@ -28,6 +28,18 @@ pub enum Disposition {
     Deliver,
 }
 
+impl Disposition {
+    /// The name in metrics, the API and the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Answer => "answer",
+            Self::Deliver => "deliver",
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $index:literal, $name:literal, $disposition:ident;)*) => {
         /// Why a packet was not simply forwarded: the index of its counter in `REASON_STATS`.

@@ -11,7 +11,9 @@ pub enum Path {
     Ready {
         /// Interface index of the route's device
         device: u32,
-        /// MAC address of the neighbour: the destination itself, or the gateway
+        /// The neighbour: the destination itself, or the gateway
+        neighbour: IpAddr,
+        /// MAC address of the neighbour
         mac: [u8; 6],
         /// Largest packet (layer 3, in bytes): the smaller of the route's and the device's
         mtu: u32,
@@ -117,6 +119,7 @@ fn attempt(destination: IpAddr, route: Option<&Route>, tables: &Tables) -> Resul
         .ok_or_else(|| Why::NoNeighbour { neighbour: hop.address, device: link.name.clone() })?;
     Ok(Path::Ready {
         device: hop.device,
+        neighbour: hop.address,
         mac: neighbour.mac,
         mtu: mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
         source: source.unwrap_or(match destination {
@@ -180,7 +183,13 @@ mod tests {
         let tables = working(Some("10.0.0.1"));
         for (route_mtu, mtu) in [(None, 1500), (Some(1400), 1400), (Some(9000), 1500)] {
             let route = via(2, "10.0.0.1", route_mtu, Some("10.0.0.9"));
-            let expected = Path::Ready { device: 2, mac: MAC, mtu, source: ip("10.0.0.9") };
+            let expected = Path::Ready {
+                device: 2,
+                neighbour: ip("10.0.0.1"),
+                mac: MAC,
+                mtu,
+                source: ip("10.0.0.9"),
+            };
             assert_eq!(path(ip("192.0.2.1"), Some(&route), &tables), expected);
         }
     }
@@ -190,7 +199,13 @@ mod tests {
         let tables = working(Some("fd00::1"));
         let route = via(2, "fd00::1", None, None);
         for (destination, source) in [("192.0.2.1", "0.0.0.0"), ("2001:db8::1", "::")] {
-            let expected = Path::Ready { device: 2, mac: MAC, mtu: 1500, source: ip(source) };
+            let expected = Path::Ready {
+                device: 2,
+                neighbour: ip("fd00::1"),
+                mac: MAC,
+                mtu: 1500,
+                source: ip(source),
+            };
             assert_eq!(path(ip(destination), Some(&route), &tables), expected);
         }
     }

@@ -1,0 +1,689 @@
+//! The data path in the kernel: loads it or takes over the one that runs, writes its tables, attaches
+//! it to devices.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use aya::maps::xdp::XdpMapError;
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    maps::{
+        Array, DevMap, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues,
+        lpm_trie::Key,
+    },
+    programs::{
+        ProgramError, Xdp, XdpMode,
+        links::{FdLink, LinkError, PinnedLink},
+        xdp::XdpLink,
+    },
+    util::nr_cpus,
+};
+use xdp_lb_abi::{Address, Backend, Bucket, Device, PeerKey, Service, Settings, Traffic, names};
+use xdp_lb_plan::{Layout, Op, record_count};
+
+use crate::{
+    config::{Attach, Limits},
+    maps::{Arrays, Mapped, TableError},
+    object::OBJECT,
+    pins::{LinkName, PinError, Pins},
+};
+
+/// Addresses of this host that may need an entry in `ADDRESSES`, beside the frontends'.
+const OWN_ADDRESSES: u32 = 4096;
+
+/// Why the data path cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The kernel refused the object.
+    #[error("cannot load the eBPF programs: {}", explain_load(.0))]
+    Load(#[source] EbpfError),
+    /// The kernel refused the program.
+    #[error("the kernel refuses program {program}: {}", explain_program(.source))]
+    Program {
+        /// The program
+        program: &'static str,
+        /// The kernel's answer
+        #[source]
+        source: ProgramError,
+    },
+    /// The object has no such program.
+    #[error("the eBPF object has no program {0}")]
+    NoProgram(&'static str),
+    /// A map cannot be used.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The pin directory cannot be used.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// Pinning failed.
+    #[error("cannot pin {what}: {source}")]
+    Pinning {
+        /// What
+        what: String,
+        /// The kernel's answer
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn explain_load(error: &EbpfError) -> String {
+    chain(error)
+}
+
+fn explain_program(error: &ProgramError) -> String {
+    chain(error)
+}
+
+/// An error and all that caused it, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The data path in the kernel.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    pins: Pins,
+    layout: Layout,
+    adopted: bool,
+    /// The planner's arrays
+    pub arrays: Arrays,
+    settings: Array<MapData, Settings>,
+    devices: Array<MapData, Device>,
+    devmap: DevMap<MapData>,
+    device_of: HashMap<MapData, u32, u32>,
+    addresses: HashMap<MapData, Address, u32>,
+    peers: LpmTrie<MapData, PeerKey, u32>,
+    /// Counters
+    pub counters: Counters,
+}
+
+/// The counters of the data path.
+pub struct Counters {
+    frontends: PerCpuArray<MapData, Traffic>,
+    backends: PerCpuArray<MapData, Traffic>,
+    reasons: PerCpuArray<MapData, Traffic>,
+}
+
+impl Counters {
+    /// What was forwarded for a frontend.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read the map.
+    pub fn frontend(&self, stats: u32) -> Result<Traffic, TableError> {
+        total(&self.frontends, names::FRONTEND_STATS, stats)
+    }
+
+    /// What was forwarded to a backend.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read the map.
+    pub fn backend(&self, id: u32) -> Result<Traffic, TableError> {
+        total(&self.backends, names::BACKEND_STATS, id)
+    }
+
+    /// What was not simply forwarded, for this reason.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read the map.
+    pub fn reason(&self, reason: xdp_lb_abi::Reason) -> Result<Traffic, TableError> {
+        total(&self.reasons, names::REASON_STATS, reason as u32)
+    }
+
+    /// Opens the counters of a data path that is pinned, without touching it.
+    ///
+    /// # Errors
+    ///
+    /// Where they are not there, or may not be opened.
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        Ok(Self {
+            frontends: open(pins, names::FRONTEND_STATS, Map::PerCpuArray)?,
+            backends: open(pins, names::BACKEND_STATS, Map::PerCpuArray)?,
+            reasons: open(pins, names::REASON_STATS, Map::PerCpuArray)?,
+        })
+    }
+
+    /// Number of frontends that can be counted.
+    pub fn frontend_count(&self) -> u32 {
+        self.frontends.len()
+    }
+
+    fn reset(&mut self, op: &Op) -> Result<(), TableError> {
+        match op {
+            Op::ResetFrontend { stats } => zero(&mut self.frontends, names::FRONTEND_STATS, *stats),
+            Op::Backend { id, new: true, .. } => {
+                zero(&mut self.backends, names::BACKEND_STATS, *id)
+            }
+            Op::Backend { .. }
+            | Op::Arena { .. }
+            | Op::Service { .. }
+            | Op::Publish { .. }
+            | Op::Grace => Ok(()),
+        }
+    }
+}
+
+fn total(
+    map: &PerCpuArray<MapData, Traffic>,
+    name: &'static str,
+    index: u32,
+) -> Result<Traffic, TableError> {
+    let values = map.get(&index, 0).map_err(|source| operation(name, "read", source))?;
+    Ok(values.iter().fold(Traffic::default(), |sum, one| Traffic {
+        packets: sum.packets + one.packets,
+        bytes: sum.bytes + one.bytes,
+    }))
+}
+
+fn zero(
+    map: &mut PerCpuArray<MapData, Traffic>,
+    name: &'static str,
+    index: u32,
+) -> Result<(), TableError> {
+    let cpus =
+        nr_cpus().map_err(|(_, error)| operation(name, "reset", MapError::IoError(error)))?;
+    PerCpuValues::try_from(vec![Traffic::default(); cpus])
+        .map_err(MapError::IoError)
+        .and_then(|values| map.set(index, values, 0))
+        .map_err(|source| operation(name, "reset", source))
+}
+
+fn operation(map: &'static str, operation: &'static str, source: MapError) -> TableError {
+    TableError::Operation { map, operation, source }
+}
+
+impl Dataplane {
+    /// Takes over the data path that is pinned, or makes a new one.
+    ///
+    /// The kernel's programs are this binary's either way; what is attached runs on with the older
+    /// one until [`Dataplane::attach`] replaces it.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses; nothing is changed then, and nothing left behind.
+    pub fn open(pins: Pins, limits: &Limits) -> Result<Self, DataplaneError> {
+        let existed = pins.exists();
+        pins.create()?;
+        match Self::load(pins.clone(), limits, existed) {
+            Err(error) if !existed => {
+                pins.clear()?;
+                Err(error)
+            }
+            result => result,
+        }
+    }
+
+    fn load(pins: Pins, limits: &Limits, existed: bool) -> Result<Self, DataplaneError> {
+        let sizes = Sizes::of(limits);
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        for (name, entries) in sizes.entries {
+            loader.map_max_entries(name, entries);
+        }
+        for name in ALL_MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(DataplaneError::Load)?;
+        program(&mut ebpf, names::XDP)?
+            .load()
+            .map_err(|source| DataplaneError::Program { program: names::XDP, source })?;
+
+        let arrays = Arrays {
+            frontends: mapped::<Bucket>(&mut ebpf, names::FRONTENDS)?,
+            services: mapped::<Service>(&mut ebpf, names::SERVICES)?,
+            arena: mapped::<u64>(&mut ebpf, names::ARENA)?,
+            backends: mapped::<Backend>(&mut ebpf, names::BACKENDS)?,
+        };
+        let settings: Array<MapData, Settings> = take(&mut ebpf, names::SETTINGS)?;
+        let counters = Counters {
+            frontends: take(&mut ebpf, names::FRONTEND_STATS)?,
+            backends: take(&mut ebpf, names::BACKEND_STATS)?,
+            reasons: take(&mut ebpf, names::REASON_STATS)?,
+        };
+        let had =
+            settings.get(&0, 0).map_err(|source| operation(names::SETTINGS, "read", source))?;
+        let adopted = existed && had.buckets() != 0;
+        let layout = Layout {
+            frontends: counters.frontends.len(),
+            backends: arrays.backends.entries(),
+            words: arrays.arena.entries(),
+            buckets: arrays.frontends.entries(),
+            seed: if adopted { had.frontend_seed() } else { random() },
+        };
+        if arrays.services.entries() != record_count(&layout) {
+            // Only another build could have made them so.
+            return Err(TableError::Missing(names::SERVICES).into());
+        }
+        Ok(Self {
+            pins,
+            layout,
+            adopted,
+            arrays,
+            settings,
+            devices: take(&mut ebpf, names::DEVICES)?,
+            devmap: take(&mut ebpf, names::DEVMAP)?,
+            device_of: take(&mut ebpf, names::DEVICE_OF)?,
+            addresses: take(&mut ebpf, names::ADDRESSES)?,
+            peers: take(&mut ebpf, names::PEERS)?,
+            counters,
+            ebpf,
+        })
+    }
+
+    /// Sizes and seed of the tables.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whether an earlier run's tables were taken over.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Whether these limits are those of the tables; if not, they hold from the next data path on.
+    pub fn fits(&self, limits: &Limits) -> bool {
+        let sizes = Sizes::of(limits);
+        sizes.frontends == self.layout.frontends
+            && limits.backends == self.layout.backends
+            && sizes.words == self.layout.words
+    }
+
+    /// Carries out the planner's operations.
+    ///
+    /// # Errors
+    ///
+    /// Where a counter cannot be reset; everything else is done.
+    pub fn run(&mut self, ops: &[Op]) -> Result<(), TableError> {
+        let mut result = Ok(());
+        for op in ops {
+            result = result.and(self.counters.reset(op));
+            self.arrays.write(op);
+        }
+        result
+    }
+
+    /// Writes what holds for the whole instance.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses.
+    pub fn configure(&mut self, hash_key: [u8; 16], icmp_rate: u32) -> Result<(), TableError> {
+        let key = u128::from_le_bytes(hash_key);
+        let flow_key = [key as u64, (key >> 64) as u64];
+        let settings = Settings::new(flow_key, self.layout.seed, self.layout.buckets, icmp_rate);
+        self.settings
+            .set(0, settings, 0)
+            .map_err(|source| operation(names::SETTINGS, "write", source))
+    }
+
+    /// Makes the device tables hold exactly this.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses.
+    pub fn set_devices(
+        &mut self,
+        want: &BTreeMap<u32, Device>,
+        of: &BTreeMap<u32, u16>,
+    ) -> Result<(), TableError> {
+        for index in 1..xdp_lb_abi::MAX_DEVICES {
+            let have = self.devices.get(&index, 0);
+            let have = have.map_err(|source| operation(names::DEVICES, "read", source))?;
+            let want = want.get(&index).copied().unwrap_or_default();
+            // The device map empties itself when a device goes, so it is compared as well.
+            let target = self.devmap.get(index, 0).ok().map_or(0, |value| value.if_index);
+            if want.ifindex() != 0 && target != want.ifindex() {
+                self.devmap.set(index, want.ifindex(), None, 0).map_err(|error| match error {
+                    XdpMapError::MapError(source) => operation(names::DEVMAP, "write", source),
+                    XdpMapError::ChainedProgramNotSupported => operation(
+                        names::DEVMAP,
+                        "write",
+                        MapError::InvalidName { name: names::DEVMAP.to_owned() },
+                    ),
+                })?;
+            }
+            if have != want {
+                self.devices
+                    .set(index, want, 0)
+                    .map_err(|source| operation(names::DEVICES, "write", source))?;
+            }
+        }
+        let want: BTreeMap<u32, u32> =
+            of.iter().map(|(&ifindex, &slot)| (ifindex, slot.into())).collect();
+        sync(&mut self.device_of, names::DEVICE_OF, &want)
+    }
+
+    /// Makes the table of addresses hold exactly this.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses.
+    pub fn set_addresses(&mut self, want: &BTreeMap<Address, u32>) -> Result<(), TableError> {
+        sync(&mut self.addresses, names::ADDRESSES, want)
+    }
+
+    /// Makes the table of peers hold exactly these.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses.
+    pub fn set_peers(&mut self, want: &BTreeSet<(u32, PeerKey)>) -> Result<(), TableError> {
+        let error = |what| move |source| operation(names::PEERS, what, source);
+        let have: Result<BTreeSet<(u32, PeerKey)>, MapError> =
+            self.peers.keys().map(|key| key.map(|key| (key.prefix_len(), key.data()))).collect();
+        let have = have.map_err(error("read"))?;
+        for &(length, key) in want.difference(&have) {
+            self.peers.insert(&Key::new(length, key), 1, 0).map_err(error("write"))?;
+        }
+        for &(length, key) in have.difference(want) {
+            self.peers.remove(&Key::new(length, key)).map_err(error("write"))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the program to a device, or replaces the one that an earlier run attached there.
+    ///
+    /// Returns how it runs.
+    ///
+    /// # Errors
+    ///
+    /// Where the device allows neither of the modes that are wanted.
+    pub fn attach(
+        &mut self,
+        device: &str,
+        ifindex: u32,
+        wanted: Attach,
+    ) -> Result<LinkName, AttachError> {
+        let failed = |why| AttachError { device: device.to_owned(), why };
+        let modes: &[bool] = match wanted {
+            Attach::Native => &[true],
+            Attach::Generic => &[false],
+            Attach::NativeOrGeneric => &[true, false],
+        };
+        let have = self.pins.links().map_err(|error| failed(error.into()))?;
+        for name in have.into_iter().filter(|name| name.device == device) {
+            if name.ifindex == ifindex
+                && modes.contains(&name.native)
+                && self.replace(&name).is_ok()
+            {
+                return Ok(name);
+            }
+            // Of a device that is gone, or in a mode that is not wanted any more.
+            self.pins.remove(&self.pins.link(&name)).map_err(|error| failed(error.into()))?;
+        }
+        let mut last = None;
+        for &native in modes {
+            let name = LinkName { device: device.to_owned(), ifindex, native };
+            match self.attach_new(&name) {
+                Ok(()) => return Ok(name),
+                Err(why) => {
+                    // The first mode's answer is the one that the user must see.
+                    last.get_or_insert(why);
+                }
+            }
+        }
+        Err(failed(last.unwrap_or(AttachProblem::Nothing)))
+    }
+
+    /// Replaces the program of a pinned link (`bpf_link` update, Linux 5.9).
+    fn replace(&mut self, name: &LinkName) -> Result<(), AttachProblem> {
+        let pinned = PinnedLink::from_pin(self.pins.link(name))?;
+        let link = XdpLink::try_from(FdLink::from(pinned))?;
+        let xdp = program(&mut self.ebpf, names::XDP).map_err(|_| AttachProblem::Nothing)?;
+        let id = xdp.attach_to_link(link)?;
+        // The pin keeps it; this process's descriptor is not needed.
+        drop(xdp.take_link(id)?);
+        Ok(())
+    }
+
+    fn attach_new(&mut self, name: &LinkName) -> Result<(), AttachProblem> {
+        let path = self.pins.link(name);
+        let mode = if name.native { XdpMode::Driver } else { XdpMode::Skb };
+        let xdp = program(&mut self.ebpf, names::XDP).map_err(|_| AttachProblem::Nothing)?;
+        let id = xdp.attach_to_if_index(name.ifindex, mode)?;
+        let link = xdp.take_link(id)?;
+        // A link that is not a descriptor would end with this process: it is detached by the drop.
+        let link = FdLink::try_from(link)?;
+        link.pin(&path).map_err(|source| AttachProblem::Pin(Box::new(source)))?;
+        Ok(())
+    }
+
+    /// Detaches from a device that is not wanted any more, or is gone.
+    ///
+    /// # Errors
+    ///
+    /// Where the pin cannot be removed.
+    pub fn detach(&self, name: &LinkName) -> Result<(), PinError> {
+        self.pins.remove(&self.pins.link(name))
+    }
+
+    /// The links that are pinned.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be read.
+    pub fn links(&self) -> Result<Vec<LinkName>, PinError> {
+        self.pins.links()
+    }
+
+    /// Detaches from everything and removes every trace.
+    ///
+    /// # Errors
+    ///
+    /// Where a pin cannot be removed.
+    pub fn remove(self) -> Result<(), PinError> {
+        self.pins.clear()
+    }
+}
+
+/// A device that the program cannot be attached to.
+#[derive(Debug, thiserror::Error)]
+#[error("device {device}: {why}")]
+pub struct AttachError {
+    /// Its name
+    pub device: String,
+    /// The reason
+    pub why: AttachProblem,
+}
+
+/// Why the program cannot be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachProblem {
+    /// The kernel refused.
+    #[error("{}", explain_attach(.0))]
+    Program(#[from] ProgramError),
+    /// The link cannot be used.
+    #[error("the kernel's XDP link cannot be used: {}", chain(.0))]
+    Link(#[from] LinkError),
+    /// The link cannot be pinned.
+    #[error("cannot pin its link: {0}")]
+    Pin(Box<dyn std::error::Error + Send + Sync>),
+    /// The pin directory cannot be used.
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    /// The object has no program.
+    #[error("there is no program to attach")]
+    Nothing,
+}
+
+/// The kernel's answer to attaching, and what to do about it.
+fn explain_attach(error: &ProgramError) -> String {
+    let errno = match error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    };
+    match errno {
+        Some(libc::EOPNOTSUPP) => "its driver has no native XDP; set `xdp: native-or-generic` for \
+             this device to run in the slower generic mode"
+            .to_owned(),
+        Some(libc::EBUSY | libc::EEXIST) => {
+            "another XDP program is attached already; find it with \
+             `bpftool net`, and detach it with `ip link set dev DEVICE xdp off`"
+                .to_owned()
+        }
+        Some(libc::ERANGE | libc::EMSGSIZE) => {
+            "its MTU is too large for XDP in this driver; lower it".to_owned()
+        }
+        Some(libc::EPERM) => {
+            "not permitted; run as root, or with CAP_NET_ADMIN and CAP_BPF".to_owned()
+        }
+        _ => chain(error),
+    }
+}
+
+/// Every map of the object.
+const ALL_MAPS: [&str; 15] = [
+    names::FRONTENDS,
+    names::SERVICES,
+    names::ARENA,
+    names::BACKENDS,
+    names::DEVICES,
+    names::DEVMAP,
+    names::DEVICE_OF,
+    names::ADDRESSES,
+    names::PEERS,
+    names::FLOWS,
+    names::SETTINGS,
+    names::FRONTEND_STATS,
+    names::BACKEND_STATS,
+    names::REASON_STATS,
+    names::LIMITER,
+];
+
+/// Sizes of the maps for the configured limits.
+struct Sizes {
+    frontends: u32,
+    words: u32,
+    entries: Vec<(&'static str, u32)>,
+}
+
+impl Sizes {
+    fn of(limits: &Limits) -> Self {
+        let buckets = xdp_lb_plan::buckets(limits.frontends);
+        let words = limits.slots.div_ceil(xdp_lb_abi::SLOTS_PER_WORD);
+        let layout = Layout {
+            frontends: limits.frontends,
+            backends: limits.backends,
+            words,
+            buckets,
+            seed: 0,
+        };
+        let entries = vec![
+            (names::FRONTENDS, buckets),
+            (names::SERVICES, record_count(&layout)),
+            (names::ARENA, words),
+            (names::BACKENDS, limits.backends),
+            (names::ADDRESSES, limits.frontends.saturating_add(OWN_ADDRESSES)),
+            (names::FLOWS, limits.flows),
+            (names::FRONTEND_STATS, limits.frontends),
+            (names::BACKEND_STATS, limits.backends),
+        ];
+        Self { frontends: limits.frontends, words, entries }
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, DataplaneError> {
+    let program = ebpf.program_mut(name).ok_or(DataplaneError::NoProgram(name))?;
+    program.try_into().map_err(|source| DataplaneError::Program { program: name, source })
+}
+
+fn take<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, TableError> {
+    let map = ebpf.take_map(name).ok_or(TableError::Missing(name))?;
+    M::try_from(map).map_err(|source| operation(name, "open", source))
+}
+
+fn mapped<V>(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped, TableError> {
+    match ebpf.take_map(name) {
+        Some(Map::Array(data)) => map_memory::<V>(&data, name),
+        _ => Err(TableError::Missing(name)),
+    }
+}
+
+fn map_memory<V>(data: &MapData, name: &'static str) -> Result<Mapped, TableError> {
+    let info = data.info().map_err(|source| operation(name, "inspect", source))?;
+    Mapped::new::<V>(data.fd(), info.max_entries())
+        .map_err(|source| TableError::Mmap { map: name, source })
+}
+
+fn open<M: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    name: &'static str,
+    wrap: impl FnOnce(MapData) -> Map,
+) -> Result<M, TableError> {
+    let data =
+        MapData::from_pin(pins.map(name)).map_err(|source| operation(name, "open", source))?;
+    M::try_from(wrap(data)).map_err(|source| operation(name, "open", source))
+}
+
+/// The planner's arrays of a data path that is pinned, and its settings.
+///
+/// # Errors
+///
+/// Where they are not there, or may not be opened.
+pub fn open_arrays(pins: &Pins) -> Result<(Arrays, Settings), TableError> {
+    fn array<V>(pins: &Pins, name: &'static str) -> Result<Mapped, TableError> {
+        let path = pins.map(name);
+        let data = MapData::from_pin(path).map_err(|source| operation(name, "open", source))?;
+        map_memory::<V>(&data, name)
+    }
+    let arrays = Arrays {
+        frontends: array::<Bucket>(pins, names::FRONTENDS)?,
+        services: array::<Service>(pins, names::SERVICES)?,
+        arena: array::<u64>(pins, names::ARENA)?,
+        backends: array::<Backend>(pins, names::BACKENDS)?,
+    };
+    let settings: Array<MapData, Settings> = open(pins, names::SETTINGS, Map::Array)?;
+    let settings =
+        settings.get(&0, 0).map_err(|source| operation(names::SETTINGS, "read", source))?;
+    Ok((arrays, settings))
+}
+
+/// Makes a hash map hold exactly this; what is new comes before what is old goes.
+fn sync<K: aya::Pod + Ord>(
+    map: &mut HashMap<MapData, K, u32>,
+    name: &'static str,
+    want: &BTreeMap<K, u32>,
+) -> Result<(), TableError> {
+    let have: Result<BTreeMap<K, u32>, MapError> = map.iter().collect();
+    let have = have.map_err(|source| operation(name, "read", source))?;
+    for (key, value) in want {
+        if have.get(key) != Some(value) {
+            map.insert(key, value, 0).map_err(|source| operation(name, "write", source))?;
+        }
+    }
+    for key in have.keys().filter(|key| !want.contains_key(key)) {
+        map.remove(key).map_err(|source| operation(name, "write", source))?;
+    }
+    Ok(())
+}
+
+/// 64 bits that nobody outside knows.
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // SAFETY: the buffer is as long as said.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == 8 { u64::from_ne_bytes(bytes) } else { u64::from(std::process::id()) }
+}
+
+/// Raises the limit of locked memory, which kernels before 5.11 count maps against.
+pub fn raise_memory_limit() -> io::Result<()> {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).map_err(io::Error::from)
+}
