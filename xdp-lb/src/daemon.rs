@@ -20,12 +20,14 @@ use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use xdp_lb_plan::{Planner, Refused, maglev::HashKey};
 
 use crate::{
     config::{self, Config, MAX_FILE},
-    dataplane::{Dataplane, DataplaneError, chain, raise_memory_limit},
+    dataplane::{AttachError, Dataplane, DataplaneError, raise_memory_limit},
+    error::chain,
+    maps::TableError,
     net::{Follower, NetError, Path, View, Why},
     pins::{LinkName, PinError, Pins},
     topology::{self, Slots},
@@ -77,13 +79,13 @@ pub enum DaemonError {
     Dataplane(#[from] DataplaneError),
     /// The program cannot be attached.
     #[error("cannot attach to {0}")]
-    Attach(#[from] crate::dataplane::AttachError),
+    Attach(#[from] AttachError),
     /// The pin directory cannot be used.
     #[error(transparent)]
     Pin(#[from] PinError),
     /// The tables cannot be written.
     #[error(transparent)]
-    Table(#[from] crate::maps::TableError),
+    Table(#[from] TableError),
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}")]
     Signal(io::Error),
@@ -117,7 +119,8 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         return Err(DaemonError::Permission);
     }
     if let Err(error) = raise_memory_limit() {
-        warn!("cannot raise the limit of locked memory: {error}");
+        // Only kernels before 5.11 count maps against it, and they say so when a map is made.
+        debug!("cannot raise the limit of locked memory: {error}");
     }
     let mut signals = Signals::new().map_err(DaemonError::Signal)?;
     let follower = Follower::start().await?;
@@ -191,7 +194,7 @@ impl Daemon {
         if dataplane.adopted() {
             if let Err(unsound) = planner.adopt(&dataplane.arrays, Duration::ZERO) {
                 // The old data path goes on; taking it over blindly could misdirect its flows.
-                return Err(crate::maps::TableError::Unsound(unsound.to_string()).into());
+                return Err(TableError::Unsound(unsound.to_string()).into());
             }
             info!("took over the running data path");
         }

@@ -1,46 +1,46 @@
 //! The data path in the kernel: loads it or takes over the one that runs, writes its tables, attaches
 //! it to devices.
 
+mod attach;
+mod counters;
+mod sizes;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
 };
 
-use aya::maps::xdp::XdpMapError;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{
-        Array, DevMap, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues,
-        lpm_trie::Key,
+        Array, DevMap, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key, xdp::XdpMapError,
     },
-    programs::{
-        ProgramError, Xdp, XdpMode,
-        links::{FdLink, LinkError, PinnedLink},
-        xdp::XdpLink,
-    },
-    util::nr_cpus,
+    programs::{ProgramError, Xdp},
 };
-use xdp_lb_abi::{Address, Backend, Bucket, Device, PeerKey, Service, Settings, Traffic, names};
+use xdp_lb_abi::{Address, Backend, Bucket, Device, PeerKey, Service, Settings, names};
 use xdp_lb_plan::{Layout, Op, record_count};
 
+use self::sizes::{ALL_MAPS, Sizes};
+pub use self::{
+    attach::{AttachError, AttachProblem},
+    counters::Counters,
+};
 use crate::{
-    config::{Attach, Limits},
+    config::Limits,
+    error::chain,
     maps::{Arrays, Mapped, TableError},
     object::OBJECT,
-    pins::{LinkName, PinError, Pins},
+    pins::{PinError, Pins},
 };
-
-/// Addresses of this host that may need an entry in `ADDRESSES`, beside the frontends'.
-const OWN_ADDRESSES: u32 = 4096;
 
 /// Why the data path cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
     /// The kernel refused the object.
-    #[error("cannot load the eBPF programs: {}", explain_load(.0))]
+    #[error("cannot load the eBPF programs: {}", chain(.0))]
     Load(#[source] EbpfError),
     /// The kernel refused the program.
-    #[error("the kernel refuses program {program}: {}", explain_program(.source))]
+    #[error("the kernel refuses program {program}: {}", chain(.source))]
     Program {
         /// The program
         program: &'static str,
@@ -57,38 +57,6 @@ pub enum DataplaneError {
     /// The pin directory cannot be used.
     #[error(transparent)]
     Pin(#[from] PinError),
-    /// Pinning failed.
-    #[error("cannot pin {what}: {source}")]
-    Pinning {
-        /// What
-        what: String,
-        /// The kernel's answer
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-fn explain_load(error: &EbpfError) -> String {
-    chain(error)
-}
-
-fn explain_program(error: &ProgramError) -> String {
-    chain(error)
-}
-
-/// An error and all that caused it, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// The data path in the kernel.
@@ -107,99 +75,6 @@ pub struct Dataplane {
     peers: LpmTrie<MapData, PeerKey, u32>,
     /// Counters
     pub counters: Counters,
-}
-
-/// The counters of the data path.
-pub struct Counters {
-    frontends: PerCpuArray<MapData, Traffic>,
-    backends: PerCpuArray<MapData, Traffic>,
-    reasons: PerCpuArray<MapData, Traffic>,
-}
-
-impl Counters {
-    /// What was forwarded for a frontend.
-    ///
-    /// # Errors
-    ///
-    /// Where the kernel refuses to read the map.
-    pub fn frontend(&self, stats: u32) -> Result<Traffic, TableError> {
-        total(&self.frontends, names::FRONTEND_STATS, stats)
-    }
-
-    /// What was forwarded to a backend.
-    ///
-    /// # Errors
-    ///
-    /// Where the kernel refuses to read the map.
-    pub fn backend(&self, id: u32) -> Result<Traffic, TableError> {
-        total(&self.backends, names::BACKEND_STATS, id)
-    }
-
-    /// What was not simply forwarded, for this reason.
-    ///
-    /// # Errors
-    ///
-    /// Where the kernel refuses to read the map.
-    pub fn reason(&self, reason: xdp_lb_abi::Reason) -> Result<Traffic, TableError> {
-        total(&self.reasons, names::REASON_STATS, reason as u32)
-    }
-
-    /// Opens the counters of a data path that is pinned, without touching it.
-    ///
-    /// # Errors
-    ///
-    /// Where they are not there, or may not be opened.
-    pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        Ok(Self {
-            frontends: open(pins, names::FRONTEND_STATS, Map::PerCpuArray)?,
-            backends: open(pins, names::BACKEND_STATS, Map::PerCpuArray)?,
-            reasons: open(pins, names::REASON_STATS, Map::PerCpuArray)?,
-        })
-    }
-
-    /// Number of frontends that can be counted.
-    pub fn frontend_count(&self) -> u32 {
-        self.frontends.len()
-    }
-
-    fn reset(&mut self, op: &Op) -> Result<(), TableError> {
-        match op {
-            Op::ResetFrontend { stats } => zero(&mut self.frontends, names::FRONTEND_STATS, *stats),
-            Op::Backend { id, new: true, .. } => {
-                zero(&mut self.backends, names::BACKEND_STATS, *id)
-            }
-            Op::Backend { .. }
-            | Op::Arena { .. }
-            | Op::Service { .. }
-            | Op::Publish { .. }
-            | Op::Grace => Ok(()),
-        }
-    }
-}
-
-fn total(
-    map: &PerCpuArray<MapData, Traffic>,
-    name: &'static str,
-    index: u32,
-) -> Result<Traffic, TableError> {
-    let values = map.get(&index, 0).map_err(|source| operation(name, "read", source))?;
-    Ok(values.iter().fold(Traffic::default(), |sum, one| Traffic {
-        packets: sum.packets + one.packets,
-        bytes: sum.bytes + one.bytes,
-    }))
-}
-
-fn zero(
-    map: &mut PerCpuArray<MapData, Traffic>,
-    name: &'static str,
-    index: u32,
-) -> Result<(), TableError> {
-    let cpus =
-        nr_cpus().map_err(|(_, error)| operation(name, "reset", MapError::IoError(error)))?;
-    PerCpuValues::try_from(vec![Traffic::default(); cpus])
-        .map_err(MapError::IoError)
-        .and_then(|values| map.set(index, values, 0))
-        .map_err(|source| operation(name, "reset", source))
 }
 
 fn operation(map: &'static str, operation: &'static str, source: MapError) -> TableError {
@@ -349,11 +224,7 @@ impl Dataplane {
             if want.ifindex() != 0 && target != want.ifindex() {
                 self.devmap.set(index, want.ifindex(), None, 0).map_err(|error| match error {
                     XdpMapError::MapError(source) => operation(names::DEVMAP, "write", source),
-                    XdpMapError::ChainedProgramNotSupported => operation(
-                        names::DEVMAP,
-                        "write",
-                        MapError::InvalidName { name: names::DEVMAP.to_owned() },
-                    ),
+                    XdpMapError::ChainedProgramNotSupported => TableError::Missing(names::DEVMAP),
                 })?;
             }
             if have != want {
@@ -395,91 +266,6 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Attaches the program to a device, or replaces the one that an earlier run attached there.
-    ///
-    /// Returns how it runs.
-    ///
-    /// # Errors
-    ///
-    /// Where the device allows neither of the modes that are wanted.
-    pub fn attach(
-        &mut self,
-        device: &str,
-        ifindex: u32,
-        wanted: Attach,
-    ) -> Result<LinkName, AttachError> {
-        let failed = |why| AttachError { device: device.to_owned(), why };
-        let modes: &[bool] = match wanted {
-            Attach::Native => &[true],
-            Attach::Generic => &[false],
-            Attach::NativeOrGeneric => &[true, false],
-        };
-        let have = self.pins.links().map_err(|error| failed(error.into()))?;
-        for name in have.into_iter().filter(|name| name.device == device) {
-            if name.ifindex == ifindex
-                && modes.contains(&name.native)
-                && self.replace(&name).is_ok()
-            {
-                return Ok(name);
-            }
-            // Of a device that is gone, or in a mode that is not wanted any more.
-            self.pins.remove(&self.pins.link(&name)).map_err(|error| failed(error.into()))?;
-        }
-        let mut last = None;
-        for &native in modes {
-            let name = LinkName { device: device.to_owned(), ifindex, native };
-            match self.attach_new(&name) {
-                Ok(()) => return Ok(name),
-                Err(why) => {
-                    // The first mode's answer is the one that the user must see.
-                    last.get_or_insert(why);
-                }
-            }
-        }
-        Err(failed(last.unwrap_or(AttachProblem::Nothing)))
-    }
-
-    /// Replaces the program of a pinned link (`bpf_link` update, Linux 5.9).
-    fn replace(&mut self, name: &LinkName) -> Result<(), AttachProblem> {
-        let pinned = PinnedLink::from_pin(self.pins.link(name))?;
-        let link = XdpLink::try_from(FdLink::from(pinned))?;
-        let xdp = program(&mut self.ebpf, names::XDP).map_err(|_| AttachProblem::Nothing)?;
-        let id = xdp.attach_to_link(link)?;
-        // The pin keeps it; this process's descriptor is not needed.
-        drop(xdp.take_link(id)?);
-        Ok(())
-    }
-
-    fn attach_new(&mut self, name: &LinkName) -> Result<(), AttachProblem> {
-        let path = self.pins.link(name);
-        let mode = if name.native { XdpMode::Driver } else { XdpMode::Skb };
-        let xdp = program(&mut self.ebpf, names::XDP).map_err(|_| AttachProblem::Nothing)?;
-        let id = xdp.attach_to_if_index(name.ifindex, mode)?;
-        let link = xdp.take_link(id)?;
-        // A link that is not a descriptor would end with this process: it is detached by the drop.
-        let link = FdLink::try_from(link)?;
-        link.pin(&path).map_err(|source| AttachProblem::Pin(Box::new(source)))?;
-        Ok(())
-    }
-
-    /// Detaches from a device that is not wanted any more, or is gone.
-    ///
-    /// # Errors
-    ///
-    /// Where the pin cannot be removed.
-    pub fn detach(&self, name: &LinkName) -> Result<(), PinError> {
-        self.pins.remove(&self.pins.link(name))
-    }
-
-    /// The links that are pinned.
-    ///
-    /// # Errors
-    ///
-    /// Where the directory cannot be read.
-    pub fn links(&self) -> Result<Vec<LinkName>, PinError> {
-        self.pins.links()
-    }
-
     /// Detaches from everything and removes every trace.
     ///
     /// # Errors
@@ -487,112 +273,6 @@ impl Dataplane {
     /// Where a pin cannot be removed.
     pub fn remove(self) -> Result<(), PinError> {
         self.pins.clear()
-    }
-}
-
-/// A device that the program cannot be attached to.
-#[derive(Debug, thiserror::Error)]
-#[error("device {device}: {why}")]
-pub struct AttachError {
-    /// Its name
-    pub device: String,
-    /// The reason
-    pub why: AttachProblem,
-}
-
-/// Why the program cannot be attached.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachProblem {
-    /// The kernel refused.
-    #[error("{}", explain_attach(.0))]
-    Program(#[from] ProgramError),
-    /// The link cannot be used.
-    #[error("the kernel's XDP link cannot be used: {}", chain(.0))]
-    Link(#[from] LinkError),
-    /// The link cannot be pinned.
-    #[error("cannot pin its link: {0}")]
-    Pin(Box<dyn std::error::Error + Send + Sync>),
-    /// The pin directory cannot be used.
-    #[error(transparent)]
-    Pins(#[from] PinError),
-    /// The object has no program.
-    #[error("there is no program to attach")]
-    Nothing,
-}
-
-/// The kernel's answer to attaching, and what to do about it.
-fn explain_attach(error: &ProgramError) -> String {
-    let errno = match error {
-        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
-    };
-    match errno {
-        Some(libc::EOPNOTSUPP) => "its driver has no native XDP; set `xdp: native-or-generic` for \
-             this device to run in the slower generic mode"
-            .to_owned(),
-        Some(libc::EBUSY | libc::EEXIST) => {
-            "another XDP program is attached already; find it with \
-             `bpftool net`, and detach it with `ip link set dev DEVICE xdp off`"
-                .to_owned()
-        }
-        Some(libc::ERANGE | libc::EMSGSIZE) => {
-            "its MTU is too large for XDP in this driver; lower it".to_owned()
-        }
-        Some(libc::EPERM) => {
-            "not permitted; run as root, or with CAP_NET_ADMIN and CAP_BPF".to_owned()
-        }
-        _ => chain(error),
-    }
-}
-
-/// Every map of the object.
-const ALL_MAPS: [&str; 15] = [
-    names::FRONTENDS,
-    names::SERVICES,
-    names::ARENA,
-    names::BACKENDS,
-    names::DEVICES,
-    names::DEVMAP,
-    names::DEVICE_OF,
-    names::ADDRESSES,
-    names::PEERS,
-    names::FLOWS,
-    names::SETTINGS,
-    names::FRONTEND_STATS,
-    names::BACKEND_STATS,
-    names::REASON_STATS,
-    names::LIMITER,
-];
-
-/// Sizes of the maps for the configured limits.
-struct Sizes {
-    frontends: u32,
-    words: u32,
-    entries: Vec<(&'static str, u32)>,
-}
-
-impl Sizes {
-    fn of(limits: &Limits) -> Self {
-        let buckets = xdp_lb_plan::buckets(limits.frontends);
-        let words = limits.slots.div_ceil(xdp_lb_abi::SLOTS_PER_WORD);
-        let layout = Layout {
-            frontends: limits.frontends,
-            backends: limits.backends,
-            words,
-            buckets,
-            seed: 0,
-        };
-        let entries = vec![
-            (names::FRONTENDS, buckets),
-            (names::SERVICES, record_count(&layout)),
-            (names::ARENA, words),
-            (names::BACKENDS, limits.backends),
-            (names::ADDRESSES, limits.frontends.saturating_add(OWN_ADDRESSES)),
-            (names::FLOWS, limits.flows),
-            (names::FRONTEND_STATS, limits.frontends),
-            (names::BACKEND_STATS, limits.backends),
-        ];
-        Self { frontends: limits.frontends, words, entries }
     }
 }
 
