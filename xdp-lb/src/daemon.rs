@@ -170,6 +170,8 @@ struct Daemon {
     planner: Planner,
     slots: Slots,
     attached: BTreeMap<String, LinkName>,
+    /// The network that the tables are up to date with; nothing where they are not.
+    applied: Option<Arc<View>>,
     /// A new configuration that waits for paths to its backends, until then.
     next: Option<(Config, Instant)>,
     /// What was said already, so that it is said once.
@@ -212,6 +214,7 @@ impl Daemon {
             planner,
             slots: Slots::default(),
             attached: BTreeMap::new(),
+            applied: None,
             next: None,
             told: Told::default(),
             since: Instant::now(),
@@ -328,10 +331,16 @@ impl Daemon {
                 }
             }
             let now = view.borrow_and_update().clone();
-            self.take_next(follower, &now);
+            let reloaded = self.take_next(follower, &now);
             self.follow_devices(&now);
-            if let Err(error) = self.apply(&now) {
-                error!("tables are not up to date: {}", chain(&error));
+            let over = self.planner.deadline().is_some_and(|at| at <= self.since.elapsed());
+            if !reloaded && !over && self.applied.as_ref() == Some(&now) {
+                continue;
+            }
+            match self.apply(&now) {
+                Ok(()) => self.applied = Some(now),
+                // Tried again at the next look.
+                Err(error) => error!("tables are not up to date: {}", chain(&error)),
             }
         }
     }
@@ -367,15 +376,15 @@ impl Daemon {
     }
 
     /// Makes the new configuration the one in force, once its backends have paths or had their time
-    /// to get one: a backend takes no flow that could not reach it.
-    fn take_next(&mut self, follower: &Follower, view: &View) {
-        let Some((config, deadline)) = &self.next else { return };
+    /// to get one: a backend takes no flow that could not reach it. Returns whether that happened.
+    fn take_next(&mut self, follower: &Follower, view: &View) -> bool {
+        let Some((config, deadline)) = &self.next else { return false };
         let mut paths = topology::destinations(config).into_iter().map(|to| view.paths.get(&to));
         let settled = !paths.any(|path| path.is_none_or(unsettled));
         if !settled && Instant::now() < *deadline {
-            return;
+            return false;
         }
-        let Some((config, _)) = self.next.take() else { return };
+        let Some((config, _)) = self.next.take() else { return false };
         if !self.dataplane.fits(&config.limits) {
             warn!(
                 "new limits take effect once the data path is made anew: stop with \
@@ -389,6 +398,8 @@ impl Daemon {
         follower.set_destinations(topology::destinations(&config));
         self.config = config;
         info!(services = self.config.services.len(), "configuration reloaded");
+        self.applied = None;
+        true
     }
 
     /// Attaches to devices that came, forgets those that went.
