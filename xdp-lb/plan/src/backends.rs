@@ -113,6 +113,14 @@ impl Backends {
         Some(id)
     }
 
+    /// Takes an id back that was never published.
+    pub(crate) fn cancel(&mut self, id: u32) {
+        if let Some(entry) = self.entries.remove(&id) {
+            self.ids.remove(&entry.key);
+            self.pool.give_back(id);
+        }
+    }
+
     /// One use more of each.
     pub(crate) fn acquire(&mut self, ids: &[u32], how: Use) {
         for id in ids {

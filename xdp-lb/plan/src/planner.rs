@@ -177,30 +177,32 @@ impl Planner {
         path: &impl Fn(&BackendKey) -> Path,
         now: Duration,
     ) -> Outcome {
-        self.reuse_retired();
-        let mut outcome = Outcome::default();
+        let mut ops = Vec::new();
         let mut memo = Memo::new();
         let targets = targets(services);
         let gone: Vec<FrontendKey> =
             self.installed.keys().filter(|key| !targets.contains_key(key)).copied().collect();
-        for (key, target) in &targets {
-            if let Err(refusal) = self.install(*key, target, path, now, &mut memo, &mut outcome.ops)
-            {
-                let (service, frontend) = (target.service.to_owned(), target.frontend);
-                outcome.refused.push(Refused { service, frontend, refusal });
-            }
-        }
+        let mut refused = self.install_all(
+            targets.iter().map(|(key, target)| (*key, target)),
+            path,
+            now,
+            &mut memo,
+            &mut ops,
+        );
         for key in gone {
-            self.remove(&key, &mut outcome.ops);
+            self.remove(&key, &mut ops);
         }
-        self.end_handovers(now, &mut outcome.ops);
-        let unused = self.backends.refresh(path, &mut outcome.ops);
-        self.retired.extend(unused.into_iter().map(Retired::Backend));
+        self.end_handovers(now, &mut ops);
+        self.refresh(path, &mut ops);
+        // What was refused may fit into what the others gave up.
+        while self.reuse_retired(&mut ops) && !refused.is_empty() {
+            let again = refused.iter().map(|one| one.frontend.key());
+            let again = again.filter_map(|key| Some((key, targets.get(&key)?)));
+            refused = self.install_all(again, path, now, &mut memo, &mut ops);
+            self.refresh(path, &mut ops);
+        }
         self.memo = memo;
-        if !self.retired.is_empty() {
-            outcome.ops.push(Op::Grace);
-        }
-        outcome
+        Outcome { ops, refused }
     }
 
     /// When [`Self::apply`] has something to do though nothing changes: the end of a handover.
@@ -235,7 +237,12 @@ impl Planner {
         (self.arena.capacity(), self.arena.free())
     }
 
-    fn reuse_retired(&mut self) {
+    /// Waits until nobody uses what was given up, and frees it; `false` where there is nothing.
+    fn reuse_retired(&mut self, ops: &mut Vec<Op>) -> bool {
+        if self.retired.is_empty() {
+            return false;
+        }
+        ops.push(Op::Grace);
         for retired in self.retired.drain(..) {
             match retired {
                 Retired::Words(range) => self.arena.give_back(range),
@@ -243,6 +250,42 @@ impl Planner {
                 Retired::Stats(index) => self.stats.give_back(index),
                 Retired::Backend(id) => self.backends.give_back(id),
                 Retired::Place(place) => self.places.give_back(place),
+            }
+        }
+        true
+    }
+
+    fn refresh(&mut self, path: &impl Fn(&BackendKey) -> Path, ops: &mut Vec<Op>) {
+        let unused = self.backends.refresh(path, ops);
+        self.retired.extend(unused.into_iter().map(Retired::Backend));
+    }
+
+    /// Installs what differs; returns what could not be.
+    fn install_all<'a>(
+        &mut self,
+        targets: impl IntoIterator<Item = (FrontendKey, &'a Target<'a>)>,
+        path: &impl Fn(&BackendKey) -> Path,
+        now: Duration,
+        memo: &mut Memo,
+        ops: &mut Vec<Op>,
+    ) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        for (key, target) in targets {
+            let before = ops.len();
+            if let Err(refusal) = self.install(key, target, path, now, memo, ops) {
+                self.undo(ops.drain(before..));
+                let (service, frontend) = (target.service.to_owned(), target.frontend);
+                refused.push(Refused { service, frontend, refusal });
+            }
+        }
+        refused
+    }
+
+    /// Frees the ids that these operations would have given to backends.
+    fn undo(&mut self, ops: impl Iterator<Item = Op>) {
+        for op in ops {
+            if let Op::Backend { id, new: true, .. } = op {
+                self.backends.cancel(id);
             }
         }
     }
@@ -280,7 +323,7 @@ impl Planner {
         };
         match result {
             Ok(()) => self.backends.acquire(&current.list.items, Use::Current),
-            Err(_) => self.discard(&current),
+            Err(_) => self.cancel(&current),
         }
         result
     }
@@ -303,7 +346,9 @@ impl Planner {
     fn assign(&mut self, slots: &[u16], ids: &[u32], ops: &mut Vec<Op>) -> Option<Assignment> {
         let (list, write_list) = self.lists.acquire(ids, &mut self.arena)?;
         let Some((table, write_table)) = self.slots.acquire(slots, &mut self.arena) else {
-            self.retire_words(|lists, _| lists.release(&list));
+            if let Some(range) = self.lists.release(&list) {
+                self.arena.give_back(range);
+            }
             return None;
         };
         if write_list {
@@ -438,17 +483,21 @@ impl Planner {
 
     /// One use less of an assignment's places in the arena.
     fn discard(&mut self, assignment: &Assignment) {
-        self.retire_words(|lists, _| lists.release(&assignment.list));
-        self.retire_words(|_, slots| slots.release(&assignment.table));
+        let unused = self.release(assignment);
+        self.retired.extend(unused.map(Retired::Words));
     }
 
-    fn retire_words(
-        &mut self,
-        release: impl FnOnce(&mut Shared<u32>, &mut Shared<u16>) -> Option<Range>,
-    ) {
-        if let Some(range) = release(&mut self.lists, &mut self.slots) {
-            self.retired.push(Retired::Words(range));
+    /// Takes an assignment back that was never published.
+    fn cancel(&mut self, assignment: &Assignment) {
+        for range in self.release(assignment) {
+            self.arena.give_back(range);
         }
+    }
+
+    /// The ranges that nobody uses when this assignment does not.
+    fn release(&mut self, assignment: &Assignment) -> impl Iterator<Item = Range> + use<> {
+        let list = self.lists.release(&assignment.list);
+        list.into_iter().chain(self.slots.release(&assignment.table))
     }
 }
 
