@@ -182,13 +182,23 @@ impl Backends {
         self.pool.give_back(id);
     }
 
-    /// Takes over ids that are in use; `records` in ascending order of ids, each once.
-    pub(crate) fn adopt(&mut self, records: &BTreeMap<u32, (BackendKey, Backend)>) {
-        self.pool.claim(records.keys().copied());
+    /// Takes over ids that are in use; `false` where one is out of range.
+    pub(crate) fn adopt(&mut self, records: &BTreeMap<u32, (BackendKey, Backend)>) -> bool {
+        if !self.pool.claim(records.keys().copied()) {
+            return false;
+        }
         for (&id, &(key, record)) in records {
             self.ids.insert(key, id);
             self.entries.insert(id, Entry { key, record, uses: Uses::default() });
         }
+        true
+    }
+
+    /// Learns the generations of the ids' last owners: what is recorded of their flows may outlive
+    /// both them and the process that knew them.
+    pub(crate) fn know_generations(&mut self, generations: impl Iterator<Item = (u32, u32)>) {
+        let used = generations.filter(|(_, generation)| *generation != 0);
+        self.generations.extend(used.map(|(id, generation)| (id, generation.wrapping_add(1))));
     }
 
     /// Id and record of every backend.

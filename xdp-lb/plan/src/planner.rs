@@ -1,7 +1,7 @@
 //! Turns what users want into operations on the tables, and remembers what the tables hold.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -84,6 +84,16 @@ pub(crate) struct Assignment {
 impl Assignment {
     fn view(&self) -> View<'_> {
         View { slots: &self.table.items, ids: &self.list.items }
+    }
+
+    /// Whether every slot names a backend of the list; those of a `previous` table may be marked,
+    /// or have lost theirs.
+    pub(crate) fn is_sound(&self, previous: bool) -> bool {
+        let length = self.list.items.len();
+        self.table.items.iter().all(|&slot| {
+            let index = if previous { slot & !Table::LOOK_UP } else { slot };
+            usize::from(index) < length || previous && index == Table::GONE
+        })
     }
 
     fn record(&self) -> Table {
@@ -503,15 +513,18 @@ impl Planner {
 
 /// Taking over what an earlier run left; see [`crate::adopt`].
 impl Planner {
+    /// Takes these indices, each list in ascending order; `false` where one is out of range.
     pub(crate) fn claim(
         &mut self,
         backends: &BTreeMap<u32, (BackendKey, xdp_lb_abi::Backend)>,
         stats: impl IntoIterator<Item = u32>,
         records: impl IntoIterator<Item = u32>,
-    ) {
-        self.backends.adopt(backends);
-        self.stats.claim(stats.into_iter().collect::<BTreeSet<_>>());
-        self.records.claim(records.into_iter().collect::<BTreeSet<_>>());
+    ) -> bool {
+        self.backends.adopt(backends) && self.stats.claim(stats) && self.records.claim(records)
+    }
+
+    pub(crate) fn know_generations(&mut self, generations: impl Iterator<Item = (u32, u32)>) {
+        self.backends.know_generations(generations);
     }
 
     pub(crate) fn claim_place(&mut self, key: &FrontendKey, place: Place) -> bool {

@@ -52,7 +52,7 @@ fn results(run: &Run) -> Vec<(FrontendKey, Option<Seen>)> {
 }
 
 proptest! {
-    #![proptest_config(config(200))]
+    #![proptest_config(config(500))]
 
     #[test]
     fn every_frontend_leads_to_its_own_table(
@@ -70,8 +70,12 @@ proptest! {
             let outcome = run.apply(&services);
             check(&run, &before, &services, &outcome);
             let again = run.apply(&services);
-            prop_assert_eq!(again.ops, []);
-            prop_assert_eq!(again.refused, outcome.refused);
+            prop_assert_eq!(&again.ops, &[]);
+            // The others may have taken what else it would need: another reason is as true.
+            let refused = |outcome: Outcome| {
+                outcome.refused.into_iter().map(|one| one.frontend).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(refused(again), refused(outcome));
         }
     }
 

@@ -16,11 +16,11 @@ use proptest::{
 use xdp_lb_plan::model::{Backend, Frontend, Mode, Protocol, Service};
 
 /// How many services there are at most.
-pub const SERVICES: usize = 4;
+pub(crate) const SERVICES: usize = 4;
 
 /// A service, or that there is none.
 #[derive(Clone, Debug)]
-pub struct Draft {
+pub(crate) struct Draft {
     exists: bool,
     frontends: BTreeSet<usize>,
     mode: Mode,
@@ -30,20 +30,20 @@ pub struct Draft {
 
 /// One change of what is wanted.
 #[derive(Clone, Debug)]
-pub struct Step {
+pub(crate) struct Step {
     /// Service by number, and what becomes of it
-    pub change: (usize, Draft),
+    pub(crate) change: (usize, Draft),
     /// Time since the last step
-    pub wait: Duration,
+    pub(crate) wait: Duration,
     /// Which way leads to the backends
-    pub way: u8,
+    pub(crate) way: u8,
 }
 
-pub fn port(number: u16) -> NonZeroU16 {
+pub(crate) fn port(number: u16) -> NonZeroU16 {
     NonZeroU16::new(number).unwrap()
 }
 
-pub fn address(number: u8) -> IpAddr {
+pub(crate) fn address(number: u8) -> IpAddr {
     if number.is_multiple_of(3) {
         Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, number.into()).into()
     } else {
@@ -52,7 +52,7 @@ pub fn address(number: u8) -> IpAddr {
 }
 
 /// The frontends that services share among them; some have equal ports and protocols.
-pub fn frontend(number: usize) -> Frontend {
+pub(crate) fn frontend(number: usize) -> Frontend {
     let v4 = |last| Ipv4Addr::new(192, 0, 2, last).into();
     let (address, number, protocol) = [
         (v4(1), 80, Protocol::Tcp),
@@ -95,7 +95,7 @@ fn draft() -> impl Strategy<Value = Draft> {
 }
 
 /// What users change, one service at a time.
-pub fn history(length: usize) -> impl Strategy<Value = Vec<Step>> {
+pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Step>> {
     let wait = select(vec![0, 0, 4, 9, 10, 30]).prop_map(Duration::from_secs);
     vec(((0..SERVICES, draft()), wait, 1_u8..3), 1..length).prop_map(|steps| {
         steps.into_iter().map(|(change, wait, way)| Step { change, wait, way }).collect()
@@ -104,16 +104,16 @@ pub fn history(length: usize) -> impl Strategy<Value = Vec<Step>> {
 
 /// The services after some steps.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted([Option<Draft>; SERVICES]);
+pub(crate) struct Wanted([Option<Draft>; SERVICES]);
 
 impl Wanted {
-    pub fn change(&mut self, (number, draft): &(usize, Draft)) {
+    pub(crate) fn change(&mut self, (number, draft): &(usize, Draft)) {
         self.0[*number] = draft.exists.then(|| draft.clone());
     }
 
     /// A frontend that two drafts name is the first one's; a backend that one names twice counts
     /// once.
-    pub fn services(&self) -> Vec<Service> {
+    pub(crate) fn services(&self) -> Vec<Service> {
         let mut taken = BTreeSet::new();
         let mut services = Vec::new();
         for (number, draft) in self.0.iter().enumerate() {

@@ -2,8 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
-pub mod input;
-pub mod world;
+pub(crate) mod input;
+pub(crate) mod world;
 
 use std::time::Duration;
 
@@ -17,31 +17,31 @@ use xdp_lb_plan::{
 use self::world::{Seen, World};
 
 /// Key of the Maglev hash.
-pub fn key() -> HashKey {
+pub(crate) fn key() -> HashKey {
     HashKey::from([7; 16])
 }
 
 /// How long a handover lasts, where the test does not say.
-pub const HANDOVER: Duration = Duration::from_secs(10);
+pub(crate) const HANDOVER: Duration = Duration::from_secs(10);
 
 /// Room for everything that [`input`] asks for.
-pub const AMPLE: Layout =
+pub(crate) const AMPLE: Layout =
     Layout { frontends: 16, backends: 256, words: 40_000, buckets: 16, seed: 0x5eed };
 
 /// A planner, the maps that it writes, and the time.
 #[derive(Clone)]
-pub struct Run {
-    pub planner: Planner,
-    pub world: World,
-    pub layout: Layout,
-    pub handover: Duration,
-    pub now: Duration,
+pub(crate) struct Run {
+    pub(crate) planner: Planner,
+    pub(crate) world: World,
+    pub(crate) layout: Layout,
+    pub(crate) handover: Duration,
+    pub(crate) now: Duration,
     /// Which way leads to the backends
-    pub way: u8,
+    pub(crate) way: u8,
 }
 
 impl Run {
-    pub fn new(layout: Layout, handover: Duration) -> Self {
+    pub(crate) fn new(layout: Layout, handover: Duration) -> Self {
         Self {
             planner: Planner::new(&layout, key(), handover),
             world: World::new(&layout),
@@ -53,7 +53,7 @@ impl Run {
     }
 
     /// Plans, and carries it out.
-    pub fn apply(&mut self, services: &[Service]) -> Outcome {
+    pub(crate) fn apply(&mut self, services: &[Service]) -> Outcome {
         let outcome = self.plan(services);
         for op in &outcome.ops {
             self.world.carry_out(op);
@@ -62,13 +62,13 @@ impl Run {
     }
 
     /// Plans only.
-    pub fn plan(&mut self, services: &[Service]) -> Outcome {
+    pub(crate) fn plan(&mut self, services: &[Service]) -> Outcome {
         let way = self.way;
         self.planner.apply(services, &|key| path(key, way), self.now)
     }
 
     /// A new process takes over what the maps hold.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.planner = Planner::new(&self.layout, key(), self.handover);
         self.planner.adopt(&self.world, self.now).unwrap();
         self.world.settle();
@@ -80,7 +80,7 @@ fn path(to: &BackendKey, way: u8) -> Path {
 }
 
 /// What a frontend must lead to: computed from its service alone.
-pub fn expected(service: &Service, frontend: &Frontend) -> Seen {
+pub(crate) fn expected(service: &Service, frontend: &Frontend) -> Seen {
     let candidates: Vec<Candidate> = service
         .backends
         .iter()
@@ -105,6 +105,6 @@ fn named(identity: Identity, mode: Mode) -> BackendKey {
 }
 
 /// Every frontend with its service.
-pub fn all(services: &[Service]) -> impl Iterator<Item = (&Service, &Frontend)> {
+pub(crate) fn all(services: &[Service]) -> impl Iterator<Item = (&Service, &Frontend)> {
     services.iter().flat_map(|one| one.frontends.iter().map(move |frontend| (one, frontend)))
 }

@@ -16,13 +16,13 @@ use xdp_lb_plan::{BackendKey, Image, Layout, Op, maglev::Identity, model::Protoc
 
 /// The arrays, and what packets may be looking at.
 #[derive(Clone)]
-pub struct World {
-    pub settings: Settings,
-    pub buckets: Vec<Bucket>,
-    pub services: Vec<Service>,
-    pub arena: Vec<u64>,
-    pub backends: Vec<Backend>,
-    pub flows: RefCell<BTreeMap<FlowKey, Flow>>,
+pub(crate) struct World {
+    pub(crate) settings: Settings,
+    pub(crate) buckets: Vec<Bucket>,
+    pub(crate) services: Vec<Service>,
+    pub(crate) arena: Vec<u64>,
+    pub(crate) backends: Vec<Backend>,
+    pub(crate) flows: RefCell<BTreeMap<FlowKey, Flow>>,
     reach: Reach,
 }
 
@@ -38,15 +38,15 @@ struct Reach {
 
 /// What a frontend leads to.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The backend of each slot
-    pub slots: Vec<BackendKey>,
+    pub(crate) slots: Vec<BackendKey>,
     /// All backends
-    pub members: Vec<BackendKey>,
+    pub(crate) members: Vec<BackendKey>,
 }
 
 impl World {
-    pub fn new(layout: &Layout) -> Self {
+    pub(crate) fn new(layout: &Layout) -> Self {
         Self {
             settings: Settings::new([3, 5], layout.seed, layout.buckets, 0),
             buckets: vec![Bucket::default(); layout.buckets as usize],
@@ -63,7 +63,7 @@ impl World {
     /// # Panics
     ///
     /// Where a packet could see something half changed.
-    pub fn carry_out(&mut self, op: &Op) {
+    pub(crate) fn carry_out(&mut self, op: &Op) {
         match op {
             Op::Arena { word, words } => self.write_words(*word, words),
             Op::Backend { id, backend, new } => self.write_backend(*id, backend, *new),
@@ -82,7 +82,7 @@ impl World {
     }
 
     /// Every packet that saw an older state is through.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.reach = Reach::default();
         for (bucket, value) in (0..).zip(self.buckets.clone()) {
             for (entry, value) in value.entries.iter().enumerate() {
@@ -173,7 +173,7 @@ impl World {
     }
 
     /// What a backend id stands for.
-    pub fn named(&self, id: u32) -> BackendKey {
+    pub(crate) fn named(&self, id: u32) -> BackendKey {
         let backend = self.backends[id as usize];
         let protocol = Protocol::from_number(backend.protocol()).unwrap();
         let (address, port) = (backend.address().to_ip(), backend.port());
@@ -181,7 +181,7 @@ impl World {
     }
 
     /// The record of a frontend.
-    pub fn record(&self, key: &FrontendKey) -> Option<&Service> {
+    pub(crate) fn record(&self, key: &FrontendKey) -> Option<&Service> {
         let buckets = key.buckets(self.settings.frontend_seed(), self.settings.buckets());
         let found = buckets.map(|bucket| self.buckets[bucket as usize].find(key));
         let index = found.into_iter().find(|&index| index != 0)?;
@@ -189,7 +189,7 @@ impl World {
     }
 
     /// What a frontend leads to.
-    pub fn seen(&self, key: &FrontendKey) -> Option<Seen> {
+    pub(crate) fn seen(&self, key: &FrontendKey) -> Option<Seen> {
         let table = self.record(key)?.current();
         let members: Vec<BackendKey> =
             self.ids(table).into_iter().map(|id| self.named(id)).collect();
@@ -198,7 +198,7 @@ impl World {
     }
 
     /// The frontends that the table has.
-    pub fn frontends(&self) -> BTreeSet<FrontendKey> {
+    pub(crate) fn frontends(&self) -> BTreeSet<FrontendKey> {
         let entries = self.buckets.iter().flat_map(|bucket| &bucket.entries);
         entries.filter_map(FrontendEntry::key).collect()
     }
