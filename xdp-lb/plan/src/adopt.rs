@@ -75,7 +75,7 @@ impl Planner {
         {
             return Err(Unsound { frontend, problem: "more than the limits allow" });
         }
-        self.know_generations((0..).map_while(|id| Some((id, image.backend(id)?.generation()))));
+        self.know_last_owners((0..).map_while(|id| Some((id, image.backend(id)?))));
         for (key, (place, record)) in entries {
             let unsound = |problem| Unsound { frontend: key, problem };
             if !self.claim_place(&key, place) {

@@ -68,6 +68,9 @@ pub(crate) struct Backends {
     pool: Pool,
     /// Generation of the next owner of an id, where it is not the first.
     generations: BTreeMap<u32, u32>,
+    /// Ids that are free though their records say that they serve: the last process died before it
+    /// could write that they do not.
+    left_over: Vec<(u32, Backend)>,
 }
 
 impl Backends {
@@ -77,6 +80,7 @@ impl Backends {
             entries: BTreeMap::new(),
             pool: Pool::new(0, limit),
             generations: BTreeMap::new(),
+            left_over: Vec::new(),
         }
     }
 
@@ -147,17 +151,22 @@ impl Backends {
 
     /// Brings all records up to date; returns the ids that nobody names any more.
     ///
-    /// A backend that only a previous table names was removed: it takes no more packets.
+    /// A backend that no current table names was removed: it takes no more packets, also not those
+    /// of the flows that are recorded for it.
     pub(crate) fn refresh(
         &mut self,
         path: &impl Fn(&BackendKey) -> Path,
         ops: &mut Vec<Op>,
     ) -> Vec<u32> {
+        for (id, record) in std::mem::take(&mut self.left_over) {
+            if !self.entries.contains_key(&id) {
+                ops.push(Op::Backend { id, backend: record.with_serving(false), new: false });
+            }
+        }
         let mut unused = Vec::new();
         for (&id, entry) in &mut self.entries {
             if entry.uses == Uses::default() {
                 unused.push(id);
-                continue;
             }
             let Path { hop, mtu, source, source_bits } = path(&entry.key);
             let record = entry
@@ -194,11 +203,15 @@ impl Backends {
         true
     }
 
-    /// Learns the generations of the ids' last owners: what is recorded of their flows may outlive
-    /// both them and the process that knew them.
-    pub(crate) fn know_generations(&mut self, generations: impl Iterator<Item = (u32, u32)>) {
-        let used = generations.filter(|(_, generation)| *generation != 0);
-        self.generations.extend(used.map(|(id, generation)| (id, generation.wrapping_add(1))));
+    /// Learns of the ids' last owners: what is recorded of their flows may outlive both them and the
+    /// process that knew them.
+    pub(crate) fn know_last_owners(&mut self, records: impl Iterator<Item = (u32, Backend)>) {
+        for (id, record) in records.filter(|(_, record)| record.generation() != 0) {
+            self.generations.insert(id, record.generation().wrapping_add(1));
+            if record.serving() && !self.entries.contains_key(&id) {
+                self.left_over.push((id, record));
+            }
+        }
     }
 
     /// Id and record of every backend.

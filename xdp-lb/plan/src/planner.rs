@@ -523,8 +523,11 @@ impl Planner {
         self.backends.adopt(backends) && self.stats.claim(stats) && self.records.claim(records)
     }
 
-    pub(crate) fn know_generations(&mut self, generations: impl Iterator<Item = (u32, u32)>) {
-        self.backends.know_generations(generations);
+    pub(crate) fn know_last_owners(
+        &mut self,
+        records: impl Iterator<Item = (u32, xdp_lb_abi::Backend)>,
+    ) {
+        self.backends.know_last_owners(records);
     }
 
     pub(crate) fn claim_place(&mut self, key: &FrontendKey, place: Place) -> bool {
