@@ -45,6 +45,11 @@ pub(crate) fn next_previous(
 ) -> (Base, Option<Vec<u16>>) {
     match phase {
         Phase::Rest => (Base::Current, None),
+        // No flow belongs to the current table; those that are left are all recorded.
+        Phase::Handover | Phase::Exceptions if current.slots.is_empty() => {
+            let marked = previous.slots.iter().map(|slot| slot | Table::LOOK_UP).collect();
+            (Base::Previous, Some(marked))
+        }
         // Flows that were not seen yet still belong to the previous table.
         Phase::Handover => (Base::Previous, Some(mark(Base::Previous, previous, current))),
         // Unknown flows belong to the current one.
@@ -107,6 +112,17 @@ mod tests {
         assert_eq!(base, Base::Previous);
         let marked = Table::LOOK_UP;
         assert_eq!(slots, Some(vec![0, 1 | marked, 0, 1 | marked]));
+    }
+
+    #[test]
+    fn flows_of_a_drained_service_still_belong_to_the_table_before() {
+        let before = View { slots: &[0, 1, 0, 1], ids: &[7, 8] };
+        let drained = View { slots: &[], ids: &[7, 8] };
+        let all = [0, 1, 0, 1].map(|slot| slot | Table::LOOK_UP).to_vec();
+        for phase in [Phase::Handover, Phase::Exceptions] {
+            let next = next_previous(phase, before, drained);
+            assert_eq!(next, (Base::Previous, Some(all.clone())));
+        }
     }
 
     #[test]

@@ -436,10 +436,10 @@ impl Planner {
 
     /// The previous table of a frontend that changes now, where there are flows to keep.
     fn next_previous(&mut self, one: &Installed, ops: &mut Vec<Op>) -> Option<Assignment> {
-        if self.handover.is_zero() || one.current.table.items.is_empty() {
+        let previous = one.previous.as_ref().unwrap_or(&one.current);
+        if self.handover.is_zero() || previous.table.items.is_empty() {
             return None;
         }
-        let previous = one.previous.as_ref().unwrap_or(&one.current);
         let (base, marked) = next_previous(one.phase, previous.view(), one.current.view());
         let base = match base {
             Base::Previous => previous,
