@@ -103,18 +103,23 @@ fn hand_over<T: Tables>(
     if previous == current && before & Table::LOOK_UP == 0 {
         return current;
     }
-    if let Some(record) = tables.flow(flow)
-        && let Some(backend) = tables.backend(record.backend())
-        && backend.generation() == record.generation()
-        && backend.serving()
-    {
-        return record.backend();
+    let mut recorded = false;
+    if let Some(record) = tables.flow(flow) {
+        if let Some(backend) = tables.backend(record.backend())
+            && backend.generation() == record.generation()
+            && backend.serving()
+        {
+            return record.backend();
+        }
+        recorded = true;
     }
-    if service.phase() == Phase::Exceptions {
+    // A record of a backend that was removed is overwritten in either phase: the backend may return.
+    if service.phase() == Phase::Exceptions && !recorded {
         return current;
     }
     let mut id = current;
     if previous != NOBODY
+        && service.phase() == Phase::Handover
         && !facts.opens.0
         && tables.backend(previous).is_some_and(Backend::serving)
     {
