@@ -412,7 +412,7 @@ impl Planner {
         ops: &mut Vec<Op>,
     ) -> (Installed, Result<(), Refusal>) {
         let Some(record) = self.records.take() else { return (one, Err(Refusal::Frontends)) };
-        let next_previous = self.next_previous(&one, ops);
+        let next_previous = self.next_previous(&one, &current.list.items, ops);
         // What the next state uses is acquired before anything is released.
         if let Some(previous) = &next_previous {
             self.backends.acquire(&previous.list.items, Use::Previous);
@@ -435,18 +435,21 @@ impl Planner {
     }
 
     /// The previous table of a frontend that changes now, where there are flows to keep.
-    fn next_previous(&mut self, one: &Installed, ops: &mut Vec<Op>) -> Option<Assignment> {
+    fn next_previous(
+        &mut self,
+        one: &Installed,
+        next: &[u32],
+        ops: &mut Vec<Op>,
+    ) -> Option<Assignment> {
         let previous = one.previous.as_ref().unwrap_or(&one.current);
         if self.handover.is_zero() || previous.table.items.is_empty() {
             return None;
         }
-        let (base, marked) = next_previous(one.phase, previous.view(), one.current.view());
-        let base = match base {
-            Base::Previous => previous,
-            Base::Current => &one.current,
+        let (base, slots) = next_previous(one.phase, previous.view(), one.current.view(), next);
+        let ids = match base {
+            Base::Previous => previous.list.items.clone(),
+            Base::Current => one.current.list.items.clone(),
         };
-        let slots = marked.unwrap_or_else(|| base.table.items.to_vec());
-        let ids = base.list.items.clone();
         // Without room the flows go where the new table says: the change itself matters more.
         self.assign(&slots, &ids, ops)
     }

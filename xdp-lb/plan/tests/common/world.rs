@@ -32,7 +32,7 @@ struct Reach {
     entries: BTreeMap<(u32, usize), FrontendKey>,
     records: BTreeSet<u32>,
     stats: BTreeSet<u32>,
-    words: BTreeSet<u32>,
+    words: Vec<bool>,
     backends: BTreeSet<u32>,
 }
 
@@ -54,7 +54,7 @@ impl World {
             arena: vec![0; layout.words as usize],
             backends: vec![Backend::default(); layout.backends as usize],
             flows: RefCell::default(),
-            reach: Reach::default(),
+            reach: Reach { words: vec![false; layout.words as usize], ..Reach::default() },
         }
     }
 
@@ -83,7 +83,7 @@ impl World {
 
     /// Every packet that saw an older state is through.
     pub(crate) fn settle(&mut self) {
-        self.reach = Reach::default();
+        self.reach = Reach { words: vec![false; self.arena.len()], ..Reach::default() };
         for (bucket, value) in (0..).zip(self.buckets.clone()) {
             for (entry, value) in value.entries.iter().enumerate() {
                 self.expose(bucket, entry, value);
@@ -94,7 +94,7 @@ impl World {
     fn write_words(&mut self, first: u32, words: &[u64]) {
         for (word, &value) in (first..).zip(words) {
             let old = &mut self.arena[word as usize];
-            assert!(*old == value || !self.reach.words.contains(&word), "word {word} is in use");
+            assert!(*old == value || !self.reach.words[word as usize], "word {word} is in use");
             *old = value;
         }
     }
@@ -144,8 +144,9 @@ impl World {
     fn expose_table(&mut self, table: &Table, mark: u16) {
         let slot_words = table.size().div_ceil(SLOTS_PER_WORD);
         let id_words = table.length().div_ceil(IDS_PER_WORD);
-        self.reach.words.extend(table.slots()..table.slots() + slot_words);
-        self.reach.words.extend(table.list()..table.list() + id_words);
+        for (first, count) in [(table.slots(), slot_words), (table.list(), id_words)] {
+            self.reach.words[first as usize..][..count as usize].fill(true);
+        }
         for slot in self.slots(table) {
             let gone = mark != 0 && slot & !mark == Table::GONE;
             assert!(gone || u32::from(slot & !mark) < table.length(), "slot of nobody");
