@@ -97,7 +97,8 @@ impl Planner {
                 ),
             };
             let stats = service.stats();
-            let one = Installed { place, record, stats, current, previous, phase, since: now };
+            let (wanted, since) = (None, now);
+            let one = Installed { place, record, stats, current, previous, phase, wanted, since };
             self.insert_adopted(key, one);
         }
         Ok(())

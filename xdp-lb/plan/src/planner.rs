@@ -19,7 +19,7 @@ use crate::{
     model::{Frontend, Service},
     op::Op,
     shared::{Shared, Stored, id_words, slot_words},
-    target::{Target, targets},
+    target::{Target, Wanted, targets},
 };
 
 /// Sizes of the arrays, and what their hashes are keyed with.
@@ -111,6 +111,8 @@ pub(crate) struct Installed {
     pub(crate) current: Assignment,
     pub(crate) previous: Option<Assignment>,
     pub(crate) phase: Phase,
+    /// What `current` was computed from, where this process did it with the present key
+    pub(crate) wanted: Option<Wanted>,
     /// When the last change was; time as in [`Planner::apply`].
     pub(crate) since: Duration,
 }
@@ -125,7 +127,8 @@ enum Retired {
     Place(Place),
 }
 
-/// Built tables, by what they are built from.
+/// Built tables, by what they are built from: frontends may share them, and what was refused is
+/// tried again and again.
 type Memo = HashMap<(Vec<Candidate>, u32), Arc<[u16]>>;
 
 /// What the tables hold, and how to change them.
@@ -172,6 +175,7 @@ impl Planner {
     pub fn configure(&mut self, key: HashKey, handover: Duration) {
         if self.key != key {
             self.memo.clear();
+            self.installed.values_mut().for_each(|one| one.wanted = None);
         }
         self.key = key;
         self.handover = handover;
@@ -211,7 +215,7 @@ impl Planner {
             refused = self.install_all(again, path, now, &mut memo, &mut ops);
             self.refresh(path, &mut ops);
         }
-        self.memo = memo;
+        self.memo = if refused.is_empty() { Memo::new() } else { memo };
         Outcome { ops, refused }
     }
 
@@ -309,17 +313,19 @@ impl Planner {
         memo: &mut Memo,
         ops: &mut Vec<Op>,
     ) -> Result<(), Refusal> {
-        let slots = self.slots_of(target, memo)?;
-        let keys: Vec<BackendKey> = target
-            .candidates
-            .iter()
-            .map(|candidate| BackendKey { identity: candidate.identity, mode: target.mode })
-            .collect();
-        let ids = self.backends.ids(&keys, path, ops).ok_or(Refusal::Backends)?;
         if let Some(one) = self.installed.get(&key)
+            && one.wanted.as_ref() == Some(&target.wanted)
+        {
+            return Ok(());
+        }
+        let slots = self.slots_of(&target.wanted, memo)?;
+        let keys = target.wanted.backends();
+        let ids = self.backends.ids(&keys, path, ops).ok_or(Refusal::Backends)?;
+        if let Some(one) = self.installed.get_mut(&key)
             && one.current.list.items[..] == ids[..]
             && one.current.table.items == slots
         {
+            one.wanted = Some(target.wanted.clone());
             return Ok(());
         }
         let current = self.assign(&slots, &ids, ops).ok_or(Refusal::Slots)?;
@@ -332,21 +338,26 @@ impl Planner {
             None => self.add(key, &current, now, ops),
         };
         match result {
-            Ok(()) => self.backends.acquire(&current.list.items, Use::Current),
+            Ok(()) => {
+                self.backends.acquire(&current.list.items, Use::Current);
+                if let Some(one) = self.installed.get_mut(&key) {
+                    one.wanted = Some(target.wanted.clone());
+                }
+            }
             Err(_) => self.cancel(&current),
         }
         result
     }
 
-    /// The table that a target asks for, built unless it was built for an earlier one.
-    fn slots_of(&self, target: &Target<'_>, memo: &mut Memo) -> Result<Arc<[u16]>, Refusal> {
-        let key = (target.candidates.clone(), target.table_size);
+    /// The table that is wanted, built unless it was built for an earlier frontend.
+    fn slots_of(&self, wanted: &Wanted, memo: &mut Memo) -> Result<Arc<[u16]>, Refusal> {
+        let key = (wanted.candidates.clone(), wanted.table_size);
         if let Some(slots) = memo.get(&key) {
             return Ok(slots.clone());
         }
         let slots = match self.memo.get(&key) {
             Some(slots) => slots.clone(),
-            None => maglev::build(&self.key, &target.candidates, target.table_size)?.slots().into(),
+            None => maglev::build(&self.key, &wanted.candidates, wanted.table_size)?.slots().into(),
         };
         memo.insert(key, slots.clone());
         Ok(slots)
@@ -394,6 +405,7 @@ impl Planner {
             current: current.clone(),
             previous: None,
             phase: Phase::Rest,
+            wanted: None,
             since: now,
         };
         ops.push(Op::ResetFrontend { stats });

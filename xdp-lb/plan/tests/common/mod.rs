@@ -75,7 +75,7 @@ impl Run {
     }
 }
 
-fn path(to: &BackendKey, way: u8) -> Path {
+pub(crate) fn path(to: &BackendKey, way: u8) -> Path {
     Path { hop: Hop::new([way; 6], 1), mtu: 1500, ..Path::unknown(to.identity.address) }
 }
 
