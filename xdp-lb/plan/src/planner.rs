@@ -222,7 +222,7 @@ impl Planner {
     /// When [`Self::apply`] has something to do though nothing changes: the end of a handover.
     pub fn deadline(&self) -> Option<Duration> {
         let running = self.installed.values().filter(|one| one.phase == Phase::Handover);
-        running.map(|one| one.since + self.handover).min()
+        running.map(|one| one.since.saturating_add(self.handover)).min()
     }
 
     /// The frontends that are installed, with their counters' index and their backends' ids.
@@ -485,7 +485,9 @@ impl Planner {
         let over: Vec<FrontendKey> = self
             .installed
             .iter()
-            .filter(|(_, one)| one.phase == Phase::Handover && now >= one.since + self.handover)
+            .filter(|(_, one)| {
+                one.phase == Phase::Handover && now >= one.since.saturating_add(self.handover)
+            })
             .map(|(key, _)| *key)
             .collect();
         for key in over {

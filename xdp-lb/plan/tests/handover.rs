@@ -1,6 +1,8 @@
 //! The law of the handover: a flow that is seen in each one stays with its backend as long as that
 //! backend is in the service.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::{net::Ipv4Addr, time::Duration};
@@ -184,7 +186,8 @@ impl Clients {
 
     fn send(&mut self, run: &Run, frontend: Frontend, divisor: u32) {
         let seen = run.world.seen(&frontend.key()).unwrap();
-        let sends = |flow: &&mut Flow| flow.frontend == frontend && flow.source % divisor == 0;
+        let sends =
+            |flow: &&mut Flow| flow.frontend == frontend && flow.source.is_multiple_of(divisor);
         for flow in self.flows.iter_mut().filter(sends) {
             let facts = packet(&flow.frontend, flow.source, false);
             let to = send(run, &facts);

@@ -2,6 +2,8 @@
 //! --nocapture` prints it (without optimisation it is 1000 services). What it asserts is the size of
 //! the plan.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::{

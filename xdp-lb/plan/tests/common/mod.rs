@@ -1,5 +1,6 @@
 //! What the tests share: the maps as memory, and services to plan for.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
 pub(crate) mod input;
