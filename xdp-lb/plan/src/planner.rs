@@ -1,24 +1,25 @@
 //! Turns what users want into operations on the tables, and remembers what the tables hold.
 
+mod change;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
 
-use xdp_lb_abi::{
-    FrontendEntry, FrontendKey, IDS_PER_WORD, Phase, SLOTS_PER_WORD, Service as Record, Table,
-};
+use xdp_lb_abi::{FrontendKey, IDS_PER_WORD, Phase, SLOTS_PER_WORD, Table};
 
 use crate::{
     arena::{Arena, Pool, Range},
     backends::{BackendKey, Backends, Path, Use},
     frontends::{Place, Places},
-    handover::{Base, View, next_previous},
+    handover::View,
     maglev::{self, Candidate, HashKey},
-    model::{Frontend, Service},
+    model::Service,
     op::Op,
-    shared::{Shared, Stored, id_words, slot_words},
+    outcome::{Outcome, Refusal, Refused},
+    shared::{Shared, Stored},
     target::{Target, Wanted, targets},
 };
 
@@ -35,43 +36,6 @@ pub struct Layout {
     pub buckets: u32,
     /// Seed of the frontend table's hash
     pub seed: u64,
-}
-
-/// Why a frontend is not as it should be.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Refusal {
-    /// The frontend table is full.
-    #[error("no room for another frontend: raise limits.frontends")]
-    Frontends,
-    /// The backend table is full.
-    #[error("no room for its backends: raise limits.backends")]
-    Backends,
-    /// The arena is full.
-    #[error("no room for its Maglev table: raise limits.slots, or lower the service's tableSize")]
-    Slots,
-    /// The Maglev table cannot be built.
-    #[error(transparent)]
-    Maglev(#[from] maglev::BuildError),
-}
-
-/// A frontend that stays as it was, and why.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Refused {
-    /// The service's name
-    pub service: String,
-    /// The frontend
-    pub frontend: Frontend,
-    /// The reason
-    pub refusal: Refusal,
-}
-
-/// What an [`Planner::apply`] comes to.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    /// What to write, in order; empty where nothing changed
-    pub ops: Vec<Op>,
-    /// What could not be served; it stays as it was
-    pub refused: Vec<Refused>,
 }
 
 /// A table and the list of backends that its slots name.
@@ -362,170 +326,6 @@ impl Planner {
         memo.insert(key, slots.clone());
         Ok(slots)
     }
-
-    /// Puts a table and a list into the arena; nothing where there is no room.
-    fn assign(&mut self, slots: &[u16], ids: &[u32], ops: &mut Vec<Op>) -> Option<Assignment> {
-        let (list, write_list) = self.lists.acquire(ids, &mut self.arena)?;
-        let Some((table, write_table)) = self.slots.acquire(slots, &mut self.arena) else {
-            if let Some(range) = self.lists.release(&list) {
-                self.arena.give_back(range);
-            }
-            return None;
-        };
-        if write_list {
-            ops.push(Op::Arena { word: list.range.start, words: id_words(ids) });
-        }
-        if write_table {
-            ops.push(Op::Arena { word: table.range.start, words: slot_words(slots) });
-        }
-        Some(Assignment { table, list })
-    }
-
-    fn add(
-        &mut self,
-        key: FrontendKey,
-        current: &Assignment,
-        now: Duration,
-        ops: &mut Vec<Op>,
-    ) -> Result<(), Refusal> {
-        let stats = self.stats.take().ok_or(Refusal::Frontends)?;
-        let Some(place) = self.places.take(&key) else {
-            self.stats.give_back(stats);
-            return Err(Refusal::Frontends);
-        };
-        let Some(record) = self.records.take() else {
-            self.stats.give_back(stats);
-            self.places.give_back(place);
-            return Err(Refusal::Frontends);
-        };
-        let one = Installed {
-            place,
-            record,
-            stats,
-            current: current.clone(),
-            previous: None,
-            phase: Phase::Rest,
-            wanted: None,
-            since: now,
-        };
-        ops.push(Op::ResetFrontend { stats });
-        publish(key, &one, ops);
-        self.installed.insert(key, one);
-        Ok(())
-    }
-
-    /// Moves a frontend to other backends; its flows stay where they are for the handover.
-    fn change(
-        &mut self,
-        key: FrontendKey,
-        one: Installed,
-        current: &Assignment,
-        now: Duration,
-        ops: &mut Vec<Op>,
-    ) -> (Installed, Result<(), Refusal>) {
-        let Some(record) = self.records.take() else { return (one, Err(Refusal::Frontends)) };
-        let next_previous = self.next_previous(&one, &current.list.items, ops);
-        // What the next state uses is acquired before anything is released.
-        if let Some(previous) = &next_previous {
-            self.backends.acquire(&previous.list.items, Use::Previous);
-        }
-        let phase = if next_previous.is_some() { Phase::Handover } else { Phase::Rest };
-        let next = Installed {
-            record,
-            current: current.clone(),
-            previous: next_previous,
-            phase,
-            since: now,
-            ..one.clone()
-        };
-        publish(key, &next, ops);
-        self.backends.release(&one.current.list.items, Use::Current);
-        self.discard(&one.current);
-        self.release_previous(&one);
-        self.retired.push(Retired::Record(one.record));
-        (next, Ok(()))
-    }
-
-    /// The previous table of a frontend that changes now, where there are flows to keep.
-    fn next_previous(
-        &mut self,
-        one: &Installed,
-        next: &[u32],
-        ops: &mut Vec<Op>,
-    ) -> Option<Assignment> {
-        let previous = one.previous.as_ref().unwrap_or(&one.current);
-        if self.handover.is_zero() || previous.table.items.is_empty() {
-            return None;
-        }
-        let (base, slots) = next_previous(one.phase, previous.view(), one.current.view(), next);
-        let ids = match base {
-            Base::Previous => previous.list.items.clone(),
-            Base::Current => one.current.list.items.clone(),
-        };
-        // Without room the flows go where the new table says: the change itself matters more.
-        self.assign(&slots, &ids, ops)
-    }
-
-    fn remove(&mut self, key: &FrontendKey, ops: &mut Vec<Op>) {
-        let Some(one) = self.installed.remove(key) else { return };
-        let Place { bucket, entry } = one.place;
-        ops.push(Op::Publish { bucket, entry, value: FrontendEntry::new(*key, 0) });
-        self.backends.release(&one.current.list.items, Use::Current);
-        self.discard(&one.current);
-        self.release_previous(&one);
-        self.retired.extend([
-            Retired::Record(one.record),
-            Retired::Stats(one.stats),
-            Retired::Place(one.place),
-        ]);
-    }
-
-    /// After the handover only recorded flows are exceptions.
-    fn end_handovers(&mut self, now: Duration, ops: &mut Vec<Op>) {
-        let over: Vec<FrontendKey> = self
-            .installed
-            .iter()
-            .filter(|(_, one)| {
-                one.phase == Phase::Handover && now >= one.since.saturating_add(self.handover)
-            })
-            .map(|(key, _)| *key)
-            .collect();
-        for key in over {
-            // Without a free record it is tried again at the next apply.
-            let Some(record) = self.records.take() else { return };
-            let Some(one) = self.installed.get_mut(&key) else { continue };
-            self.retired.push(Retired::Record(one.record));
-            one.record = record;
-            one.phase = Phase::Exceptions;
-            publish(key, one, ops);
-        }
-    }
-
-    fn release_previous(&mut self, one: &Installed) {
-        if let Some(previous) = &one.previous {
-            self.backends.release(&previous.list.items, Use::Previous);
-            self.discard(previous);
-        }
-    }
-
-    /// One use less of an assignment's places in the arena.
-    fn discard(&mut self, assignment: &Assignment) {
-        let unused = self.release(assignment);
-        self.retired.extend(unused.map(Retired::Words));
-    }
-
-    /// Takes an assignment back that was never published.
-    fn cancel(&mut self, assignment: &Assignment) {
-        for range in self.release(assignment) {
-            self.arena.give_back(range);
-        }
-    }
-
-    /// The ranges that nobody uses when this assignment does not.
-    fn release(&mut self, assignment: &Assignment) -> impl Iterator<Item = Range> + use<> {
-        let list = self.lists.release(&assignment.list);
-        list.into_iter().chain(self.slots.release(&assignment.table))
-    }
 }
 
 /// Taking over what an earlier run left; see [`crate::adopt`].
@@ -590,14 +390,4 @@ pub struct FrontendState<'a> {
 /// Entries that `SERVICES` needs: none for index 0, and two for each frontend.
 pub fn record_count(layout: &Layout) -> u32 {
     layout.frontends.saturating_mul(2).saturating_add(1)
-}
-
-/// Writes a frontend's record, then makes it current.
-fn publish(key: FrontendKey, one: &Installed, ops: &mut Vec<Op>) {
-    let none = Table::new(0, 0, 0, 0);
-    let previous = one.previous.as_ref().map_or(none, Assignment::record);
-    let service = Record::new(one.current.record(), previous, one.phase, one.stats);
-    ops.push(Op::Service { index: one.record, service });
-    let Place { bucket, entry } = one.place;
-    ops.push(Op::Publish { bucket, entry, value: FrontendEntry::new(key, one.record) });
 }
