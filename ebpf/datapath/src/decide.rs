@@ -30,19 +30,23 @@ pub fn decide<'a, T: Tables>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>,
     let service = find(facts, tables, settings).ok_or(Reason::NoFrontend)?;
     let flow = FlowKey::new(facts.source, facts.destination, facts.ports.0, facts.protocol.0);
     let hash = flow.hash(settings.flow_key());
-    if service.current().size() == 0 {
-        return Err(Reason::NoBackend);
-    }
-    let current = named(tables, service.current(), slot(tables, service.current(), hash)?)?;
+    // Without a current table, new flows have no backend; older ones may still have theirs.
+    let (current, nobody) = match service.current().size() {
+        0 => (NOBODY, Reason::NoBackend),
+        _ => {
+            let slot = slot(tables, service.current(), hash)?;
+            (named(tables, service.current(), slot)?, Reason::Inconsistent)
+        }
+    };
     let id = match service.phase() {
         Phase::Rest => current,
         Phase::Handover | Phase::Exceptions => {
-            match hand_over(facts, tables, service, &flow, hash, current) {
-                NOBODY => return Err(Reason::Inconsistent),
-                id => id,
-            }
+            hand_over(facts, tables, service, &flow, hash, current)
         }
     };
+    if id == NOBODY {
+        return Err(nobody);
+    }
     let backend = tables.backend(id).ok_or(Reason::Inconsistent)?;
     Ok(Choice { id, backend, hash, stats: service.stats(), settings })
 }
@@ -78,7 +82,7 @@ fn named<T: Tables>(tables: &T, table: &Table, slot: u16) -> Result<u32, Reason>
 }
 
 /// The backend of a flow while its service has two tables: exact for every flow that is seen while
-/// the handover lasts. [`NOBODY`] where the tables are inconsistent.
+/// the handover lasts. [`NOBODY`] where it has none, or the tables are inconsistent.
 #[inline(never)]
 fn hand_over<T: Tables>(
     facts: &Facts,
@@ -99,18 +103,23 @@ fn hand_over<T: Tables>(
     if previous == current && before & Table::LOOK_UP == 0 {
         return current;
     }
-    if let Some(record) = tables.flow(flow)
-        && let Some(backend) = tables.backend(record.backend())
-        && backend.generation() == record.generation()
-        && backend.serving()
-    {
-        return record.backend();
+    let mut recorded = false;
+    if let Some(record) = tables.flow(flow) {
+        if let Some(backend) = tables.backend(record.backend())
+            && backend.generation() == record.generation()
+            && backend.serving()
+        {
+            return record.backend();
+        }
+        recorded = true;
     }
-    if service.phase() == Phase::Exceptions {
+    // A record of a backend that was removed is overwritten in either phase: the backend may return.
+    if service.phase() == Phase::Exceptions && !recorded {
         return current;
     }
     let mut id = current;
     if previous != NOBODY
+        && service.phase() == Phase::Handover
         && !facts.opens.0
         && tables.backend(previous).is_some_and(Backend::serving)
     {

@@ -1,7 +1,10 @@
 //! Takes over tables that an earlier run of the daemon left, with the same ids, so that no flow
 //! moves.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use xdp_lb_abi::{Backend, Bucket, FrontendKey, Phase, Service, Table};
 
@@ -44,9 +47,11 @@ impl Planner {
     ///
     /// Where the tables contradict themselves. The planner is of no use then.
     pub fn adopt(&mut self, image: &impl Image, now: Duration) -> Result<(), Unsound> {
-        let entries = entries(image);
+        let entries = entries(image)?;
         let mut backends = BTreeMap::new();
+        let mut known = BTreeMap::new();
         let mut services = BTreeMap::new();
+        let mut stats = BTreeSet::new();
         for (key, (_, record)) in &entries {
             let unsound = |problem| Unsound { frontend: *key, problem };
             let service = image.service(*record).ok_or(unsound("no such service record"))?;
@@ -54,12 +59,23 @@ impl Planner {
                 for id in ids(image, table).ok_or(unsound("backend list outside the arena"))? {
                     let backend = image.backend(id).ok_or(unsound("no such backend"))?;
                     let named = named(&backend).ok_or(unsound("backend of an unknown kind"))?;
+                    if *known.entry(named).or_insert(id) != id {
+                        return Err(unsound("a backend with two ids"));
+                    }
                     backends.insert(id, (named, backend));
                 }
             }
-            services.insert(*record, service);
+            if !stats.insert(service.stats()) || services.insert(*record, service).is_some() {
+                return Err(unsound("record or counters of another frontend"));
+            }
         }
-        self.claim(&backends, services.values().map(Service::stats), services.keys().copied());
+        let last = entries.keys().next_back().copied();
+        if !self.claim(&backends, stats, services.keys().copied())
+            && let Some(frontend) = last
+        {
+            return Err(Unsound { frontend, problem: "more than the limits allow" });
+        }
+        self.know_last_owners((0..).map_while(|id| Some((id, image.backend(id)?))));
         for (key, (place, record)) in entries {
             let unsound = |problem| Unsound { frontend: key, problem };
             if !self.claim_place(&key, place) {
@@ -68,16 +84,21 @@ impl Planner {
             let service = services[&record];
             let current = self.adopt_table(image, service.current());
             let current = current.ok_or(unsound("table outside the arena, or over another"))?;
+            if !current.is_sound(false) {
+                return Err(unsound("slot that names no backend"));
+            }
             let phase = service.phase();
             let previous = match phase {
                 Phase::Rest => None,
                 Phase::Handover | Phase::Exceptions => Some(
                     self.adopt_table(image, service.previous())
+                        .filter(|previous| previous.is_sound(true))
                         .ok_or(unsound("previous table outside the arena, or over another"))?,
                 ),
             };
             let stats = service.stats();
-            let one = Installed { place, record, stats, current, previous, phase, since: now };
+            let (wanted, since) = (None, now);
+            let one = Installed { place, record, stats, current, previous, phase, wanted, since };
             self.insert_adopted(key, one);
         }
         Ok(())
@@ -95,17 +116,19 @@ impl Planner {
     }
 }
 
-fn entries(image: &impl Image) -> BTreeMap<FrontendKey, (Place, u32)> {
+fn entries(image: &impl Image) -> Result<BTreeMap<FrontendKey, (Place, u32)>, Unsound> {
     let mut entries = BTreeMap::new();
     for index in 0..image.buckets() {
         let Some(bucket) = image.bucket(index) else { continue };
         for (entry, value) in bucket.entries.iter().enumerate() {
-            if let Some(key) = value.key() {
-                entries.insert(key, (Place { bucket: index, entry }, value.service()));
+            let Some(frontend) = value.key() else { continue };
+            let place = Place { bucket: index, entry };
+            if entries.insert(frontend, (place, value.service())).is_some() {
+                return Err(Unsound { frontend, problem: "two entries" });
             }
         }
     }
-    entries
+    Ok(entries)
 }
 
 fn ids(image: &impl Image, table: &Table) -> Option<Vec<u32>> {

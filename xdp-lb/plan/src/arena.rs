@@ -119,15 +119,20 @@ impl Pool {
         self.free.push_back(index);
     }
 
-    /// Takes these indices, in ascending order and before anything else was taken.
-    pub(crate) fn claim(&mut self, indices: impl IntoIterator<Item = u32>) {
+    /// Takes these indices, in ascending order and before anything else was taken; `false` where
+    /// one is out of range.
+    pub(crate) fn claim(&mut self, indices: impl IntoIterator<Item = u32>) -> bool {
         for index in indices {
+            if index < self.next || index >= self.end {
+                return false;
+            }
             while self.next < index {
                 self.free.push_back(self.next);
                 self.next += 1;
             }
-            self.next = self.next.max(index + 1);
+            self.next = index + 1;
         }
+        true
     }
 }
 
@@ -186,7 +191,8 @@ mod tests {
     #[test]
     fn a_pool_can_start_with_some_indices_taken() {
         let mut pool = Pool::new(1, 6);
-        pool.claim([2, 4]);
+        assert!(pool.claim([2, 4]));
+        assert!(!pool.clone().claim([6]) && !Pool::new(1, 6).claim([0]));
         let mut rest: Vec<u32> = std::iter::from_fn(|| pool.take()).collect();
         rest.sort_unstable();
         assert_eq!(rest, [1, 3, 5]);

@@ -68,6 +68,9 @@ pub(crate) struct Backends {
     pool: Pool,
     /// Generation of the next owner of an id, where it is not the first.
     generations: BTreeMap<u32, u32>,
+    /// Ids that are free though their records say that they serve: the last process died before it
+    /// could write that they do not.
+    left_over: Vec<(u32, Backend)>,
 }
 
 impl Backends {
@@ -77,6 +80,7 @@ impl Backends {
             entries: BTreeMap::new(),
             pool: Pool::new(0, limit),
             generations: BTreeMap::new(),
+            left_over: Vec::new(),
         }
     }
 
@@ -113,6 +117,14 @@ impl Backends {
         Some(id)
     }
 
+    /// Takes an id back that was never published.
+    pub(crate) fn cancel(&mut self, id: u32) {
+        if let Some(entry) = self.entries.remove(&id) {
+            self.ids.remove(&entry.key);
+            self.pool.give_back(id);
+        }
+    }
+
     /// One use more of each.
     pub(crate) fn acquire(&mut self, ids: &[u32], how: Use) {
         for id in ids {
@@ -139,17 +151,22 @@ impl Backends {
 
     /// Brings all records up to date; returns the ids that nobody names any more.
     ///
-    /// A backend that only a previous table names was removed: it takes no more packets.
+    /// A backend that no current table names was removed: it takes no more packets, also not those
+    /// of the flows that are recorded for it.
     pub(crate) fn refresh(
         &mut self,
         path: &impl Fn(&BackendKey) -> Path,
         ops: &mut Vec<Op>,
     ) -> Vec<u32> {
+        for (id, record) in std::mem::take(&mut self.left_over) {
+            if !self.entries.contains_key(&id) {
+                ops.push(Op::Backend { id, backend: record.with_serving(false), new: false });
+            }
+        }
         let mut unused = Vec::new();
         for (&id, entry) in &mut self.entries {
             if entry.uses == Uses::default() {
                 unused.push(id);
-                continue;
             }
             let Path { hop, mtu, source, source_bits } = path(&entry.key);
             let record = entry
@@ -174,12 +191,26 @@ impl Backends {
         self.pool.give_back(id);
     }
 
-    /// Takes over ids that are in use; `records` in ascending order of ids, each once.
-    pub(crate) fn adopt(&mut self, records: &BTreeMap<u32, (BackendKey, Backend)>) {
-        self.pool.claim(records.keys().copied());
+    /// Takes over ids that are in use; `false` where one is out of range.
+    pub(crate) fn adopt(&mut self, records: &BTreeMap<u32, (BackendKey, Backend)>) -> bool {
+        if !self.pool.claim(records.keys().copied()) {
+            return false;
+        }
         for (&id, &(key, record)) in records {
             self.ids.insert(key, id);
             self.entries.insert(id, Entry { key, record, uses: Uses::default() });
+        }
+        true
+    }
+
+    /// Learns of the ids' last owners: what is recorded of their flows may outlive both them and the
+    /// process that knew them.
+    pub(crate) fn know_last_owners(&mut self, records: impl Iterator<Item = (u32, Backend)>) {
+        for (id, record) in records.filter(|(_, record)| record.generation() != 0) {
+            self.generations.insert(id, record.generation().wrapping_add(1));
+            if record.serving() && !self.entries.contains_key(&id) {
+                self.left_over.push((id, record));
+            }
         }
     }
 

@@ -5,6 +5,8 @@
 //! must then look up every flow that may have been recorded, also where the next pair of tables
 //! happens to agree: those slots of the previous table carry [`Table::LOOK_UP`].
 
+use std::collections::BTreeSet;
+
 use xdp_lb_abi::{Phase, Table};
 
 /// Slots, and the backend ids that they name by index.
@@ -36,19 +38,46 @@ pub(crate) enum Base {
     Current,
 }
 
-/// The slots of the next previous table, for a service in `phase` with these two tables; `None`
-/// where they are just the base's slots, without marks.
+/// The slots of the next previous table, for a service in `phase` with these two tables whose next
+/// backends are `next`.
+///
+/// A backend that is not among them has no slot any more. That its record says whether it serves is
+/// not enough: it may serve another service, or return.
 pub(crate) fn next_previous(
     phase: Phase,
     previous: View<'_>,
     current: View<'_>,
-) -> (Base, Option<Vec<u16>>) {
+    next: &[u32],
+) -> (Base, Vec<u16>) {
+    let (base, mut slots) = marked(phase, previous, current);
+    let ids = match base {
+        Base::Previous => previous.ids,
+        Base::Current => current.ids,
+    };
+    let next: BTreeSet<u32> = next.iter().copied().collect();
+    let stays: Vec<bool> = ids.iter().map(|id| next.contains(id)).collect();
+    for slot in &mut slots {
+        let index = usize::from(*slot & !Table::LOOK_UP);
+        if !stays.get(index).is_some_and(|stays| *stays) {
+            *slot |= Table::GONE;
+        }
+    }
+    (base, slots)
+}
+
+/// The base's slots, with marks.
+fn marked(phase: Phase, previous: View<'_>, current: View<'_>) -> (Base, Vec<u16>) {
     match phase {
-        Phase::Rest => (Base::Current, None),
+        Phase::Rest => (Base::Current, current.slots.to_vec()),
+        // No flow belongs to the current table; those that are left are all recorded.
+        Phase::Handover | Phase::Exceptions if current.slots.is_empty() => {
+            let marked = previous.slots.iter().map(|slot| slot | Table::LOOK_UP).collect();
+            (Base::Previous, marked)
+        }
         // Flows that were not seen yet still belong to the previous table.
-        Phase::Handover => (Base::Previous, Some(mark(Base::Previous, previous, current))),
+        Phase::Handover => (Base::Previous, mark(Base::Previous, previous, current)),
         // Unknown flows belong to the current one.
-        Phase::Exceptions => (Base::Current, Some(mark(Base::Current, previous, current))),
+        Phase::Exceptions => (Base::Current, mark(Base::Current, previous, current)),
     }
 }
 
@@ -96,26 +125,52 @@ mod tests {
     #[test]
     fn a_service_at_rest_starts_from_its_table() {
         let view = View { slots: &[0, 1, 0], ids: &[7, 8] };
-        assert_eq!(next_previous(Phase::Rest, view, view), (Base::Current, None));
+        let next = next_previous(Phase::Rest, view, view, &[7, 8, 9]);
+        assert_eq!(next, (Base::Current, vec![0, 1, 0]));
+    }
+
+    #[test]
+    fn a_removed_backend_has_no_slot_any_more() {
+        let view = View { slots: &[0, 1, 0], ids: &[7, 8] };
+        let gone = Table::GONE;
+        let next = next_previous(Phase::Rest, view, view, &[8, 9]);
+        assert_eq!(next, (Base::Current, vec![gone, 1, gone]));
+        // It returns, but whose flow the slot's flows are is only known where they are recorded.
+        let previous = View { slots: &[gone, 1, gone], ids: &[7, 8] };
+        let current = View { slots: &[0, 0, 1], ids: &[8, 9] };
+        let next = next_previous(Phase::Handover, previous, current, &[7, 8, 9]);
+        let marked = gone | Table::LOOK_UP;
+        assert_eq!(next, (Base::Previous, vec![marked, 1, marked]));
     }
 
     #[test]
     fn a_change_back_still_looks_up_what_was_recorded() {
         let before = View { slots: &[0, 1, 0, 1], ids: &[7, 8] };
         let between = View { slots: &[0, 0, 0, 0], ids: &[7] };
-        let (base, slots) = next_previous(Phase::Handover, before, between);
+        let (base, slots) = next_previous(Phase::Handover, before, between, &[7, 8]);
         assert_eq!(base, Base::Previous);
         let marked = Table::LOOK_UP;
-        assert_eq!(slots, Some(vec![0, 1 | marked, 0, 1 | marked]));
+        assert_eq!(slots, [0, 1 | marked, 0, 1 | marked]);
+    }
+
+    #[test]
+    fn flows_of_a_drained_service_still_belong_to_the_table_before() {
+        let before = View { slots: &[0, 1, 0, 1], ids: &[7, 8] };
+        let drained = View { slots: &[], ids: &[7, 8] };
+        let all = [0, 1, 0, 1].map(|slot| slot | Table::LOOK_UP).to_vec();
+        for phase in [Phase::Handover, Phase::Exceptions] {
+            let next = next_previous(phase, before, drained, &[7, 8]);
+            assert_eq!(next, (Base::Previous, all.clone()));
+        }
     }
 
     #[test]
     fn after_the_handover_unknown_flows_belong_to_the_current_table() {
         let before = View { slots: &[0, 1, 0, 1], ids: &[7, 8] };
         let now = View { slots: &[0, 0, 0, 0], ids: &[7] };
-        let (base, slots) = next_previous(Phase::Exceptions, before, now);
+        let (base, slots) = next_previous(Phase::Exceptions, before, now, &[7, 8]);
         assert_eq!(base, Base::Current);
-        assert_eq!(slots, Some(vec![0, Table::LOOK_UP, 0, Table::LOOK_UP]));
+        assert_eq!(slots, [0, Table::LOOK_UP, 0, Table::LOOK_UP]);
     }
 
     proptest! {

@@ -1,25 +1,26 @@
 //! Turns what users want into operations on the tables, and remembers what the tables hold.
 
+mod change;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
 
-use xdp_lb_abi::{
-    FrontendEntry, FrontendKey, IDS_PER_WORD, Phase, SLOTS_PER_WORD, Service as Record, Table,
-};
+use xdp_lb_abi::{FrontendKey, IDS_PER_WORD, Phase, SLOTS_PER_WORD, Table};
 
 use crate::{
     arena::{Arena, Pool, Range},
     backends::{BackendKey, Backends, Path, Use},
     frontends::{Place, Places},
-    handover::{Base, View, next_previous},
+    handover::View,
     maglev::{self, Candidate, HashKey},
-    model::{Frontend, Service},
+    model::Service,
     op::Op,
-    shared::{Shared, Stored, id_words, slot_words},
-    target::{Target, targets},
+    outcome::{Outcome, Refusal, Refused},
+    shared::{Shared, Stored},
+    target::{Target, Wanted, targets},
 };
 
 /// Sizes of the arrays, and what their hashes are keyed with.
@@ -37,43 +38,6 @@ pub struct Layout {
     pub seed: u64,
 }
 
-/// Why a frontend is not as it should be.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Refusal {
-    /// The frontend table is full.
-    #[error("no room for another frontend: raise limits.frontends")]
-    Frontends,
-    /// The backend table is full.
-    #[error("no room for its backends: raise limits.backends")]
-    Backends,
-    /// The arena is full.
-    #[error("no room for its Maglev table: raise limits.slots, or lower the service's tableSize")]
-    Slots,
-    /// The Maglev table cannot be built.
-    #[error(transparent)]
-    Maglev(#[from] maglev::BuildError),
-}
-
-/// A frontend that stays as it was, and why.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Refused {
-    /// The service's name
-    pub service: String,
-    /// The frontend
-    pub frontend: Frontend,
-    /// The reason
-    pub refusal: Refusal,
-}
-
-/// What an [`Planner::apply`] comes to.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    /// What to write, in order; empty where nothing changed
-    pub ops: Vec<Op>,
-    /// What could not be served; it stays as it was
-    pub refused: Vec<Refused>,
-}
-
 /// A table and the list of backends that its slots name.
 #[derive(Clone, Debug)]
 pub(crate) struct Assignment {
@@ -84,6 +48,16 @@ pub(crate) struct Assignment {
 impl Assignment {
     fn view(&self) -> View<'_> {
         View { slots: &self.table.items, ids: &self.list.items }
+    }
+
+    /// Whether every slot names a backend of the list; those of a `previous` table may be marked,
+    /// or have lost theirs.
+    pub(crate) fn is_sound(&self, previous: bool) -> bool {
+        let length = self.list.items.len();
+        self.table.items.iter().all(|&slot| {
+            let index = if previous { slot & !Table::LOOK_UP } else { slot };
+            usize::from(index) < length || previous && index == Table::GONE
+        })
     }
 
     fn record(&self) -> Table {
@@ -101,6 +75,8 @@ pub(crate) struct Installed {
     pub(crate) current: Assignment,
     pub(crate) previous: Option<Assignment>,
     pub(crate) phase: Phase,
+    /// What `current` was computed from, where this process did it with the present key
+    pub(crate) wanted: Option<Wanted>,
     /// When the last change was; time as in [`Planner::apply`].
     pub(crate) since: Duration,
 }
@@ -115,7 +91,8 @@ enum Retired {
     Place(Place),
 }
 
-/// Built tables, by what they are built from.
+/// Built tables, by what they are built from: frontends may share them, and what was refused is
+/// tried again and again.
 type Memo = HashMap<(Vec<Candidate>, u32), Arc<[u16]>>;
 
 /// What the tables hold, and how to change them.
@@ -162,6 +139,7 @@ impl Planner {
     pub fn configure(&mut self, key: HashKey, handover: Duration) {
         if self.key != key {
             self.memo.clear();
+            self.installed.values_mut().for_each(|one| one.wanted = None);
         }
         self.key = key;
         self.handover = handover;
@@ -177,36 +155,38 @@ impl Planner {
         path: &impl Fn(&BackendKey) -> Path,
         now: Duration,
     ) -> Outcome {
-        self.reuse_retired();
-        let mut outcome = Outcome::default();
+        let mut ops = Vec::new();
         let mut memo = Memo::new();
         let targets = targets(services);
         let gone: Vec<FrontendKey> =
             self.installed.keys().filter(|key| !targets.contains_key(key)).copied().collect();
-        for (key, target) in &targets {
-            if let Err(refusal) = self.install(*key, target, path, now, &mut memo, &mut outcome.ops)
-            {
-                let (service, frontend) = (target.service.to_owned(), target.frontend);
-                outcome.refused.push(Refused { service, frontend, refusal });
-            }
-        }
+        let mut refused = self.install_all(
+            targets.iter().map(|(key, target)| (*key, target)),
+            path,
+            now,
+            &mut memo,
+            &mut ops,
+        );
         for key in gone {
-            self.remove(&key, &mut outcome.ops);
+            self.remove(&key, &mut ops);
         }
-        self.end_handovers(now, &mut outcome.ops);
-        let unused = self.backends.refresh(path, &mut outcome.ops);
-        self.retired.extend(unused.into_iter().map(Retired::Backend));
-        self.memo = memo;
-        if !self.retired.is_empty() {
-            outcome.ops.push(Op::Grace);
+        self.end_handovers(now, &mut ops);
+        self.refresh(path, &mut ops);
+        // What was refused may fit into what the others gave up.
+        while self.reuse_retired(&mut ops) && !refused.is_empty() {
+            let again = refused.iter().map(|one| one.frontend.key());
+            let again = again.filter_map(|key| Some((key, targets.get(&key)?)));
+            refused = self.install_all(again, path, now, &mut memo, &mut ops);
+            self.refresh(path, &mut ops);
         }
-        outcome
+        self.memo = if refused.is_empty() { Memo::new() } else { memo };
+        Outcome { ops, refused }
     }
 
     /// When [`Self::apply`] has something to do though nothing changes: the end of a handover.
     pub fn deadline(&self) -> Option<Duration> {
         let running = self.installed.values().filter(|one| one.phase == Phase::Handover);
-        running.map(|one| one.since + self.handover).min()
+        running.map(|one| one.since.saturating_add(self.handover)).min()
     }
 
     /// The frontends that are installed, with their counters' index and their backends' ids.
@@ -235,7 +215,12 @@ impl Planner {
         (self.arena.capacity(), self.arena.free())
     }
 
-    fn reuse_retired(&mut self) {
+    /// Waits until nobody uses what was given up, and frees it; `false` where there is nothing.
+    fn reuse_retired(&mut self, ops: &mut Vec<Op>) -> bool {
+        if self.retired.is_empty() {
+            return false;
+        }
+        ops.push(Op::Grace);
         for retired in self.retired.drain(..) {
             match retired {
                 Retired::Words(range) => self.arena.give_back(range),
@@ -243,6 +228,42 @@ impl Planner {
                 Retired::Stats(index) => self.stats.give_back(index),
                 Retired::Backend(id) => self.backends.give_back(id),
                 Retired::Place(place) => self.places.give_back(place),
+            }
+        }
+        true
+    }
+
+    fn refresh(&mut self, path: &impl Fn(&BackendKey) -> Path, ops: &mut Vec<Op>) {
+        let unused = self.backends.refresh(path, ops);
+        self.retired.extend(unused.into_iter().map(Retired::Backend));
+    }
+
+    /// Installs what differs; returns what could not be.
+    fn install_all<'a>(
+        &mut self,
+        targets: impl IntoIterator<Item = (FrontendKey, &'a Target<'a>)>,
+        path: &impl Fn(&BackendKey) -> Path,
+        now: Duration,
+        memo: &mut Memo,
+        ops: &mut Vec<Op>,
+    ) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        for (key, target) in targets {
+            let before = ops.len();
+            if let Err(refusal) = self.install(key, target, path, now, memo, ops) {
+                self.undo(ops.drain(before..));
+                let (service, frontend) = (target.service.to_owned(), target.frontend);
+                refused.push(Refused { service, frontend, refusal });
+            }
+        }
+        refused
+    }
+
+    /// Frees the ids that these operations would have given to backends.
+    fn undo(&mut self, ops: impl Iterator<Item = Op>) {
+        for op in ops {
+            if let Op::Backend { id, new: true, .. } = op {
+                self.backends.cancel(id);
             }
         }
     }
@@ -256,17 +277,19 @@ impl Planner {
         memo: &mut Memo,
         ops: &mut Vec<Op>,
     ) -> Result<(), Refusal> {
-        let slots = self.slots_of(target, memo)?;
-        let keys: Vec<BackendKey> = target
-            .candidates
-            .iter()
-            .map(|candidate| BackendKey { identity: candidate.identity, mode: target.mode })
-            .collect();
-        let ids = self.backends.ids(&keys, path, ops).ok_or(Refusal::Backends)?;
         if let Some(one) = self.installed.get(&key)
+            && one.wanted.as_ref() == Some(&target.wanted)
+        {
+            return Ok(());
+        }
+        let slots = self.slots_of(&target.wanted, memo)?;
+        let keys = target.wanted.backends();
+        let ids = self.backends.ids(&keys, path, ops).ok_or(Refusal::Backends)?;
+        if let Some(one) = self.installed.get_mut(&key)
             && one.current.list.items[..] == ids[..]
             && one.current.table.items == slots
         {
+            one.wanted = Some(target.wanted.clone());
             return Ok(());
         }
         let current = self.assign(&slots, &ids, ops).ok_or(Refusal::Slots)?;
@@ -279,190 +302,49 @@ impl Planner {
             None => self.add(key, &current, now, ops),
         };
         match result {
-            Ok(()) => self.backends.acquire(&current.list.items, Use::Current),
-            Err(_) => self.discard(&current),
+            Ok(()) => {
+                self.backends.acquire(&current.list.items, Use::Current);
+                if let Some(one) = self.installed.get_mut(&key) {
+                    one.wanted = Some(target.wanted.clone());
+                }
+            }
+            Err(_) => self.cancel(&current),
         }
         result
     }
 
-    /// The table that a target asks for, built unless it was built for an earlier one.
-    fn slots_of(&self, target: &Target<'_>, memo: &mut Memo) -> Result<Arc<[u16]>, Refusal> {
-        let key = (target.candidates.clone(), target.table_size);
+    /// The table that is wanted, built unless it was built for an earlier frontend.
+    fn slots_of(&self, wanted: &Wanted, memo: &mut Memo) -> Result<Arc<[u16]>, Refusal> {
+        let key = (wanted.candidates.clone(), wanted.table_size);
         if let Some(slots) = memo.get(&key) {
             return Ok(slots.clone());
         }
         let slots = match self.memo.get(&key) {
             Some(slots) => slots.clone(),
-            None => maglev::build(&self.key, &target.candidates, target.table_size)?.slots().into(),
+            None => maglev::build(&self.key, &wanted.candidates, wanted.table_size)?.slots().into(),
         };
         memo.insert(key, slots.clone());
         Ok(slots)
-    }
-
-    /// Puts a table and a list into the arena; nothing where there is no room.
-    fn assign(&mut self, slots: &[u16], ids: &[u32], ops: &mut Vec<Op>) -> Option<Assignment> {
-        let (list, write_list) = self.lists.acquire(ids, &mut self.arena)?;
-        let Some((table, write_table)) = self.slots.acquire(slots, &mut self.arena) else {
-            self.retire_words(|lists, _| lists.release(&list));
-            return None;
-        };
-        if write_list {
-            ops.push(Op::Arena { word: list.range.start, words: id_words(ids) });
-        }
-        if write_table {
-            ops.push(Op::Arena { word: table.range.start, words: slot_words(slots) });
-        }
-        Some(Assignment { table, list })
-    }
-
-    fn add(
-        &mut self,
-        key: FrontendKey,
-        current: &Assignment,
-        now: Duration,
-        ops: &mut Vec<Op>,
-    ) -> Result<(), Refusal> {
-        let stats = self.stats.take().ok_or(Refusal::Frontends)?;
-        let Some(place) = self.places.take(&key) else {
-            self.stats.give_back(stats);
-            return Err(Refusal::Frontends);
-        };
-        let Some(record) = self.records.take() else {
-            self.stats.give_back(stats);
-            self.places.give_back(place);
-            return Err(Refusal::Frontends);
-        };
-        let one = Installed {
-            place,
-            record,
-            stats,
-            current: current.clone(),
-            previous: None,
-            phase: Phase::Rest,
-            since: now,
-        };
-        ops.push(Op::ResetFrontend { stats });
-        publish(key, &one, ops);
-        self.installed.insert(key, one);
-        Ok(())
-    }
-
-    /// Moves a frontend to other backends; its flows stay where they are for the handover.
-    fn change(
-        &mut self,
-        key: FrontendKey,
-        one: Installed,
-        current: &Assignment,
-        now: Duration,
-        ops: &mut Vec<Op>,
-    ) -> (Installed, Result<(), Refusal>) {
-        let Some(record) = self.records.take() else { return (one, Err(Refusal::Frontends)) };
-        let next_previous = self.next_previous(&one, ops);
-        // What the next state uses is acquired before anything is released.
-        if let Some(previous) = &next_previous {
-            self.backends.acquire(&previous.list.items, Use::Previous);
-        }
-        let phase = if next_previous.is_some() { Phase::Handover } else { Phase::Rest };
-        let next = Installed {
-            record,
-            current: current.clone(),
-            previous: next_previous,
-            phase,
-            since: now,
-            ..one.clone()
-        };
-        publish(key, &next, ops);
-        self.backends.release(&one.current.list.items, Use::Current);
-        self.discard(&one.current);
-        self.release_previous(&one);
-        self.retired.push(Retired::Record(one.record));
-        (next, Ok(()))
-    }
-
-    /// The previous table of a frontend that changes now, where there are flows to keep.
-    fn next_previous(&mut self, one: &Installed, ops: &mut Vec<Op>) -> Option<Assignment> {
-        if self.handover.is_zero() || one.current.table.items.is_empty() {
-            return None;
-        }
-        let previous = one.previous.as_ref().unwrap_or(&one.current);
-        let (base, marked) = next_previous(one.phase, previous.view(), one.current.view());
-        let base = match base {
-            Base::Previous => previous,
-            Base::Current => &one.current,
-        };
-        let slots = marked.unwrap_or_else(|| base.table.items.to_vec());
-        let ids = base.list.items.clone();
-        // Without room the flows go where the new table says: the change itself matters more.
-        self.assign(&slots, &ids, ops)
-    }
-
-    fn remove(&mut self, key: &FrontendKey, ops: &mut Vec<Op>) {
-        let Some(one) = self.installed.remove(key) else { return };
-        let Place { bucket, entry } = one.place;
-        ops.push(Op::Publish { bucket, entry, value: FrontendEntry::new(*key, 0) });
-        self.backends.release(&one.current.list.items, Use::Current);
-        self.discard(&one.current);
-        self.release_previous(&one);
-        self.retired.extend([
-            Retired::Record(one.record),
-            Retired::Stats(one.stats),
-            Retired::Place(one.place),
-        ]);
-    }
-
-    /// After the handover only recorded flows are exceptions.
-    fn end_handovers(&mut self, now: Duration, ops: &mut Vec<Op>) {
-        let over: Vec<FrontendKey> = self
-            .installed
-            .iter()
-            .filter(|(_, one)| one.phase == Phase::Handover && now >= one.since + self.handover)
-            .map(|(key, _)| *key)
-            .collect();
-        for key in over {
-            // Without a free record it is tried again at the next apply.
-            let Some(record) = self.records.take() else { return };
-            let Some(one) = self.installed.get_mut(&key) else { continue };
-            self.retired.push(Retired::Record(one.record));
-            one.record = record;
-            one.phase = Phase::Exceptions;
-            publish(key, one, ops);
-        }
-    }
-
-    fn release_previous(&mut self, one: &Installed) {
-        if let Some(previous) = &one.previous {
-            self.backends.release(&previous.list.items, Use::Previous);
-            self.discard(previous);
-        }
-    }
-
-    /// One use less of an assignment's places in the arena.
-    fn discard(&mut self, assignment: &Assignment) {
-        self.retire_words(|lists, _| lists.release(&assignment.list));
-        self.retire_words(|_, slots| slots.release(&assignment.table));
-    }
-
-    fn retire_words(
-        &mut self,
-        release: impl FnOnce(&mut Shared<u32>, &mut Shared<u16>) -> Option<Range>,
-    ) {
-        if let Some(range) = release(&mut self.lists, &mut self.slots) {
-            self.retired.push(Retired::Words(range));
-        }
     }
 }
 
 /// Taking over what an earlier run left; see [`crate::adopt`].
 impl Planner {
+    /// Takes these indices, each list in ascending order; `false` where one is out of range.
     pub(crate) fn claim(
         &mut self,
         backends: &BTreeMap<u32, (BackendKey, xdp_lb_abi::Backend)>,
         stats: impl IntoIterator<Item = u32>,
         records: impl IntoIterator<Item = u32>,
+    ) -> bool {
+        self.backends.adopt(backends) && self.stats.claim(stats) && self.records.claim(records)
+    }
+
+    pub(crate) fn know_last_owners(
+        &mut self,
+        records: impl Iterator<Item = (u32, xdp_lb_abi::Backend)>,
     ) {
-        self.backends.adopt(backends);
-        self.stats.claim(stats.into_iter().collect::<BTreeSet<_>>());
-        self.records.claim(records.into_iter().collect::<BTreeSet<_>>());
+        self.backends.know_last_owners(records);
     }
 
     pub(crate) fn claim_place(&mut self, key: &FrontendKey, place: Place) -> bool {
@@ -508,14 +390,4 @@ pub struct FrontendState<'a> {
 /// Entries that `SERVICES` needs: none for index 0, and two for each frontend.
 pub fn record_count(layout: &Layout) -> u32 {
     layout.frontends.saturating_mul(2).saturating_add(1)
-}
-
-/// Writes a frontend's record, then makes it current.
-fn publish(key: FrontendKey, one: &Installed, ops: &mut Vec<Op>) {
-    let none = Table::new(0, 0, 0, 0);
-    let previous = one.previous.as_ref().map_or(none, Assignment::record);
-    let service = Record::new(one.current.record(), previous, one.phase, one.stats);
-    ops.push(Op::Service { index: one.record, service });
-    let Place { bucket, entry } = one.place;
-    ops.push(Op::Publish { bucket, entry, value: FrontendEntry::new(key, one.record) });
 }

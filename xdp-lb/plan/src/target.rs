@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use xdp_lb_abi::{FrontendKey, Mode};
 
 use crate::{
+    backends::BackendKey,
     maglev::{Candidate, Identity, table_size},
     model::{Frontend, Service},
 };
@@ -14,10 +15,25 @@ use crate::{
 pub(crate) struct Target<'a> {
     pub(crate) service: &'a str,
     pub(crate) frontend: Frontend,
+    pub(crate) wanted: Wanted,
+}
+
+/// What a table is computed from, apart from the cluster's key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Wanted {
     pub(crate) mode: Mode,
     pub(crate) table_size: u32,
     /// Sorted by identity
     pub(crate) candidates: Vec<Candidate>,
+}
+
+impl Wanted {
+    /// The backends, in the candidates' order.
+    pub(crate) fn backends(&self) -> Vec<BackendKey> {
+        let key =
+            |candidate: &Candidate| BackendKey { identity: candidate.identity, mode: self.mode };
+        self.candidates.iter().map(key).collect()
+    }
 }
 
 /// The targets of all services, by frontend. A frontend that two services name is the first one's.
@@ -50,8 +66,10 @@ fn target(service: &Service, frontend: Frontend) -> Target<'_> {
     Target {
         service: &service.name,
         frontend,
-        mode: service.mode,
-        table_size: service.table_size.unwrap_or_else(|| table_size(with_weight)),
-        candidates,
+        wanted: Wanted {
+            mode: service.mode,
+            table_size: service.table_size.unwrap_or_else(|| table_size(with_weight)),
+            candidates,
+        },
     }
 }

@@ -1,0 +1,197 @@
+//! The life of one frontend's entry: added, changed, handed over, removed.
+
+use std::time::Duration;
+
+use xdp_lb_abi::{FrontendEntry, FrontendKey, Phase, Service, Table};
+
+use super::{Assignment, Installed, Planner, Retired};
+use crate::{
+    arena::Range,
+    backends::Use,
+    frontends::Place,
+    handover::{Base, next_previous},
+    op::Op,
+    outcome::Refusal,
+    shared::{id_words, slot_words},
+};
+
+impl Planner {
+    /// Puts a table and a list into the arena; nothing where there is no room.
+    pub(super) fn assign(
+        &mut self,
+        slots: &[u16],
+        ids: &[u32],
+        ops: &mut Vec<Op>,
+    ) -> Option<Assignment> {
+        let (list, write_list) = self.lists.acquire(ids, &mut self.arena)?;
+        let Some((table, write_table)) = self.slots.acquire(slots, &mut self.arena) else {
+            if let Some(range) = self.lists.release(&list) {
+                self.arena.give_back(range);
+            }
+            return None;
+        };
+        if write_list {
+            ops.push(Op::Arena { word: list.range.start, words: id_words(ids) });
+        }
+        if write_table {
+            ops.push(Op::Arena { word: table.range.start, words: slot_words(slots) });
+        }
+        Some(Assignment { table, list })
+    }
+
+    pub(super) fn add(
+        &mut self,
+        key: FrontendKey,
+        current: &Assignment,
+        now: Duration,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Refusal> {
+        let stats = self.stats.take().ok_or(Refusal::Frontends)?;
+        let Some(place) = self.places.take(&key) else {
+            self.stats.give_back(stats);
+            return Err(Refusal::Frontends);
+        };
+        let Some(record) = self.records.take() else {
+            self.stats.give_back(stats);
+            self.places.give_back(place);
+            return Err(Refusal::Frontends);
+        };
+        let one = Installed {
+            place,
+            record,
+            stats,
+            current: current.clone(),
+            previous: None,
+            phase: Phase::Rest,
+            wanted: None,
+            since: now,
+        };
+        ops.push(Op::ResetFrontend { stats });
+        publish(key, &one, ops);
+        self.installed.insert(key, one);
+        Ok(())
+    }
+
+    /// Moves a frontend to other backends; its flows stay where they are for the handover.
+    pub(super) fn change(
+        &mut self,
+        key: FrontendKey,
+        one: Installed,
+        current: &Assignment,
+        now: Duration,
+        ops: &mut Vec<Op>,
+    ) -> (Installed, Result<(), Refusal>) {
+        let Some(record) = self.records.take() else { return (one, Err(Refusal::Frontends)) };
+        let next_previous = self.next_previous(&one, &current.list.items, ops);
+        // What the next state uses is acquired before anything is released.
+        if let Some(previous) = &next_previous {
+            self.backends.acquire(&previous.list.items, Use::Previous);
+        }
+        let phase = if next_previous.is_some() { Phase::Handover } else { Phase::Rest };
+        let next = Installed {
+            record,
+            current: current.clone(),
+            previous: next_previous,
+            phase,
+            since: now,
+            ..one.clone()
+        };
+        publish(key, &next, ops);
+        self.backends.release(&one.current.list.items, Use::Current);
+        self.discard(&one.current);
+        self.release_previous(&one);
+        self.retired.push(Retired::Record(one.record));
+        (next, Ok(()))
+    }
+
+    /// The previous table of a frontend that changes now, where there are flows to keep.
+    fn next_previous(
+        &mut self,
+        one: &Installed,
+        next: &[u32],
+        ops: &mut Vec<Op>,
+    ) -> Option<Assignment> {
+        let previous = one.previous.as_ref().unwrap_or(&one.current);
+        if self.handover.is_zero() || previous.table.items.is_empty() {
+            return None;
+        }
+        let (base, slots) = next_previous(one.phase, previous.view(), one.current.view(), next);
+        let ids = match base {
+            Base::Previous => previous.list.items.clone(),
+            Base::Current => one.current.list.items.clone(),
+        };
+        // Without room the flows go where the new table says: the change itself matters more.
+        self.assign(&slots, &ids, ops)
+    }
+
+    pub(super) fn remove(&mut self, key: &FrontendKey, ops: &mut Vec<Op>) {
+        let Some(one) = self.installed.remove(key) else { return };
+        let Place { bucket, entry } = one.place;
+        ops.push(Op::Publish { bucket, entry, value: FrontendEntry::new(*key, 0) });
+        self.backends.release(&one.current.list.items, Use::Current);
+        self.discard(&one.current);
+        self.release_previous(&one);
+        self.retired.extend([
+            Retired::Record(one.record),
+            Retired::Stats(one.stats),
+            Retired::Place(one.place),
+        ]);
+    }
+
+    /// After the handover only recorded flows are exceptions.
+    pub(super) fn end_handovers(&mut self, now: Duration, ops: &mut Vec<Op>) {
+        let over: Vec<FrontendKey> = self
+            .installed
+            .iter()
+            .filter(|(_, one)| {
+                one.phase == Phase::Handover && now >= one.since.saturating_add(self.handover)
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        for key in over {
+            // Without a free record it is tried again at the next apply.
+            let Some(record) = self.records.take() else { return };
+            let Some(one) = self.installed.get_mut(&key) else { continue };
+            self.retired.push(Retired::Record(one.record));
+            one.record = record;
+            one.phase = Phase::Exceptions;
+            publish(key, one, ops);
+        }
+    }
+
+    fn release_previous(&mut self, one: &Installed) {
+        if let Some(previous) = &one.previous {
+            self.backends.release(&previous.list.items, Use::Previous);
+            self.discard(previous);
+        }
+    }
+
+    /// One use less of an assignment's places in the arena.
+    fn discard(&mut self, assignment: &Assignment) {
+        let unused = self.release(assignment);
+        self.retired.extend(unused.map(Retired::Words));
+    }
+
+    /// Takes an assignment back that was never published.
+    pub(super) fn cancel(&mut self, assignment: &Assignment) {
+        for range in self.release(assignment) {
+            self.arena.give_back(range);
+        }
+    }
+
+    /// The ranges that nobody uses when this assignment does not.
+    fn release(&mut self, assignment: &Assignment) -> impl Iterator<Item = Range> + use<> {
+        let list = self.lists.release(&assignment.list);
+        list.into_iter().chain(self.slots.release(&assignment.table))
+    }
+}
+
+/// Writes a frontend's record, then makes it current.
+fn publish(key: FrontendKey, one: &Installed, ops: &mut Vec<Op>) {
+    let none = Table::new(0, 0, 0, 0);
+    let previous = one.previous.as_ref().map_or(none, Assignment::record);
+    let service = Service::new(one.current.record(), previous, one.phase, one.stats);
+    ops.push(Op::Service { index: one.record, service });
+    let Place { bucket, entry } = one.place;
+    ops.push(Op::Publish { bucket, entry, value: FrontendEntry::new(key, one.record) });
+}

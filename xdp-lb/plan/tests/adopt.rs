@@ -1,0 +1,127 @@
+//! Restarts: a new process takes over the maps and goes on.
+
+mod common;
+
+use proptest::{collection::vec, prelude::*, sample::Index};
+use xdp_lb_abi::FrontendKey;
+use xdp_lb_plan::{Layout, Planner};
+use zerocopy::IntoBytes;
+
+use crate::common::{
+    AMPLE, HANDOVER, Run, all, expected,
+    input::{Step, Wanted, history},
+    key,
+    world::{Seen, World},
+};
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+fn step(run: &mut Run, wanted: &mut Wanted, step: &Step) {
+    wanted.change(&step.change);
+    run.now += step.wait;
+    run.way = step.way;
+    run.apply(&wanted.services());
+}
+
+/// Every frontend with its backends' ids, and what it leads to.
+fn results(run: &Run) -> Vec<(FrontendKey, Vec<u32>, Option<Seen>)> {
+    run.planner
+        .frontends()
+        .map(|one| (one.key, one.ids.to_vec(), run.world.seen(&one.key)))
+        .collect()
+}
+
+/// Room for everything, and little more: damage is likely to hit what is in use.
+const SMALL: Layout = Layout { frontends: 8, backends: 64, words: 8_000, buckets: 8, seed: 17 };
+
+/// One byte of the maps becomes another.
+fn corrupt(world: &mut World, array: usize, place: Index, value: u8) {
+    let bytes = match array {
+        0 => world.buckets.as_mut_bytes(),
+        1 => world.services.as_mut_bytes(),
+        2 => world.arena.as_mut_bytes(),
+        _ => world.backends.as_mut_bytes(),
+    };
+    bytes[place.index(bytes.len())] = value;
+}
+
+proptest! {
+    #![proptest_config(config(400))]
+
+    #[test]
+    fn a_restart_changes_nothing(steps in history(6)) {
+        let mut run = Run::new(AMPLE, HANDOVER);
+        let mut wanted = Wanted::default();
+        steps.iter().for_each(|one| step(&mut run, &mut wanted, one));
+        let before = results(&run);
+        run.restart();
+        prop_assert_eq!(results(&run), before);
+        let outcome = run.apply(&wanted.services());
+        prop_assert_eq!((outcome.ops, outcome.refused), (vec![], vec![]));
+    }
+
+    #[test]
+    fn going_on_after_a_restart_is_going_on(before in history(5), after in history(5)) {
+        let mut run = Run::new(AMPLE, HANDOVER);
+        let mut wanted = Wanted::default();
+        before.iter().for_each(|one| step(&mut run, &mut wanted, one));
+        let (mut restarted, mut wanted_too) = (run.clone(), wanted.clone());
+        restarted.restart();
+        after.iter().for_each(|one| step(&mut run, &mut wanted, one));
+        after.iter().for_each(|one| step(&mut restarted, &mut wanted_too, one));
+        for (service, frontend) in all(&wanted.services()) {
+            let seen = restarted.world.seen(&frontend.key());
+            prop_assert_eq!(seen.as_ref(), Some(&expected(service, frontend)));
+            prop_assert_eq!(seen, run.world.seen(&frontend.key()));
+        }
+        prop_assert_eq!(run.world.frontends(), restarted.world.frontends());
+        restarted.apply(&[]);
+        prop_assert_eq!(restarted.planner.words(), (AMPLE.words, AMPLE.words));
+    }
+
+    #[test]
+    fn a_process_that_dies_half_way_is_taken_over(steps in history(6), cut in any::<Index>()) {
+        let mut run = Run::new(AMPLE, HANDOVER);
+        let mut wanted = Wanted::default();
+        let (last, before) = steps.split_last().unwrap();
+        before.iter().for_each(|one| step(&mut run, &mut wanted, one));
+        wanted.change(&last.change);
+        run.now += last.wait;
+        let ops = run.plan(&wanted.services()).ops;
+        for op in &ops[..cut.index(ops.len() + 1)] {
+            run.world.carry_out(op);
+        }
+        run.restart();
+        prop_assert_eq!(run.apply(&wanted.services()).refused, []);
+        for (service, frontend) in all(&wanted.services()) {
+            prop_assert_eq!(run.world.seen(&frontend.key()), Some(expected(service, frontend)));
+        }
+    }
+
+    #[test]
+    fn corrupt_maps_are_refused_or_taken_over(
+        steps in history(6),
+        damage in vec((0_usize..4, any::<Index>(), prop_oneof![0_u8..8, any::<u8>()]), 1..30),
+        more in history(3),
+    ) {
+        let mut run = Run::new(SMALL, HANDOVER);
+        let mut wanted = Wanted::default();
+        steps.iter().for_each(|one| step(&mut run, &mut wanted, one));
+        for (array, place, value) in damage {
+            corrupt(&mut run.world, array, place, value);
+        }
+        let mut planner = Planner::new(&SMALL, key(), HANDOVER);
+        if planner.adopt(&run.world, run.now).is_ok() {
+            // Only the planner goes on: what the damaged maps break is for the maps to say.
+            run.planner = planner;
+            for one in &more {
+                wanted.change(&one.change);
+                prop_assert_eq!(run.plan(&wanted.services()).refused, []);
+            }
+            run.plan(&[]);
+            prop_assert_eq!(run.planner.words(), (SMALL.words, SMALL.words));
+        }
+    }
+}
