@@ -108,13 +108,15 @@ impl MemoryTables {
     ///
     /// Where both its buckets are full: give the tables more of them.
     pub fn add_frontend(&mut self, key: FrontendKey, service: u32) {
-        let candidates = key.buckets(self.settings.frontend_seed(), self.settings.buckets());
-        let free = candidates
-            .into_iter()
-            .flat_map(|bucket| (0..self.buckets[0].entries.len()).map(move |at| (bucket, at)))
-            .find(|(bucket, at)| self.buckets[*bucket as usize].entries[*at].service() == 0);
-        let Some((bucket, at)) = free else { panic!("no free entry for {key:?}") };
-        self.buckets[bucket as usize].entries[at] = FrontendEntry::new(key, service);
+        let used = |bucket: &Bucket| bucket.entries.iter().filter(|e| e.service() != 0).count();
+        let [first, second] = key
+            .buckets(self.settings.frontend_seed(), self.settings.buckets())
+            .map(|bucket| bucket as usize);
+        let emptier =
+            if used(&self.buckets[first]) <= used(&self.buckets[second]) { first } else { second };
+        let free = self.buckets[emptier].entries.iter_mut().find(|entry| entry.service() == 0);
+        let Some(entry) = free else { panic!("no free entry for {key:?}") };
+        *entry = FrontendEntry::new(key, service);
     }
 
     /// Says what an address is to this host, by [`xdp_lb_abi::AddressFlags`].
