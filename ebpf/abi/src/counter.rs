@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Packets and bytes (layer 2, as received), 16 bytes; one of each CPU's own.
+/// Packets and bytes, 16 bytes; one of each CPU's own.
 #[derive(
     Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout,
 )]
@@ -10,7 +10,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct Traffic {
     /// Packets
     pub packets: u64,
-    /// Bytes of whole frames as they arrived
+    /// Of frontends and backends: bytes of the IP packets as they arrived. Of reasons: bytes of the
+    /// frames as they are handed on (of a multi-buffer frame, its linear part).
     pub bytes: u64,
 }
 const _: () = assert!(size_of::<Traffic>() == 16);

@@ -27,7 +27,7 @@ pub struct Choice<'a> {
 #[inline(always)]
 pub fn decide<'a, T: Tables>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>, Reason> {
     let settings = tables.settings().ok_or(Reason::NoFrontend)?;
-    let service = find(facts, tables, settings).ok_or(Reason::NoFrontend)?;
+    let service = find(facts, tables, settings)?;
     let flow = FlowKey::new(facts.source, facts.destination, facts.ports.0, facts.protocol.0);
     let hash = flow.hash(settings.flow_key());
     // Without a current table, new flows have no backend; older ones may still have theirs.
@@ -52,14 +52,21 @@ pub fn decide<'a, T: Tables>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>,
 }
 
 #[inline(always)]
-fn find<'a, T: Tables>(facts: &Facts, tables: &'a T, settings: &Settings) -> Option<&'a Service> {
+fn find<'a, T: Tables>(
+    facts: &Facts,
+    tables: &'a T,
+    settings: &Settings,
+) -> Result<&'a Service, Reason> {
     let key = FrontendKey::new(facts.destination, facts.ports.0.1, facts.protocol.0);
     let [first, second] = key.buckets(settings.frontend_seed(), settings.buckets());
-    let mut index = tables.bucket(first)?.find(&key);
+    let mut index = tables.bucket(first).ok_or(Reason::NoFrontend)?.find(&key);
     if index == 0 {
-        index = tables.bucket(second)?.find(&key);
+        index = tables.bucket(second).ok_or(Reason::NoFrontend)?.find(&key);
     }
-    if index == 0 { None } else { tables.service(index) }
+    if index == 0 {
+        return Err(Reason::NoFrontend);
+    }
+    tables.service(index).ok_or(Reason::Inconsistent)
 }
 
 /// What the flow's slot holds.

@@ -60,11 +60,12 @@ pub fn forward<F: Frame, T: Tables>(
     }
 }
 
-/// Largest IP packet on the way to the backend; at least what any link carries (RFC 791, 3.2).
+/// Largest IP packet on the way to the backend; at least what any link carries (RFC 791, 3.2), at
+/// most what an IPv4 header can say: a loopback device's MTU is more.
 #[inline(always)]
 fn path_mtu(backend: &Backend, device: &Device) -> usize {
     let mtu = if backend.mtu() != 0 { backend.mtu().into() } else { device.mtu() as usize };
-    if mtu < 68 { 68 } else { mtu }
+    mtu.clamp(68, 0xffff)
 }
 
 #[inline(always)]

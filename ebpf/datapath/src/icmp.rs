@@ -36,8 +36,10 @@ pub fn echo<F: Frame, T: Tables>(frame: &mut F, tables: &T, facts: &Facts) -> Re
     if tables.address_flags(&facts.destination) & AddressFlags::FRONTEND == 0 {
         return Reason::Icmp;
     }
-    // Options may carry a source route, which a reply would have to reverse (RFC 1122, 3.2.2.6).
-    if !facts.destination.is_v6() && facts.transport != facts.link + IPV4 {
+    // Options may carry a source route, which a reply would have to reverse (RFC 1122, 3.2.2.6), and
+    // extension headers what only the kernel can answer: a route, an authentication.
+    let header = if facts.destination.is_v6() { IPV6 } else { IPV4 };
+    if facts.transport != facts.link + header {
         return Reason::Icmp;
     }
     if !is_host(&facts.source) {
@@ -92,7 +94,9 @@ fn turn<F: Frame>(frame: &mut F, at: usize, old: [u8; 2], new: [u8; 2]) -> Resul
 fn is_host(address: &Address) -> bool {
     let first = if address.is_v6() { address.octets()[0] } else { address.v4_octets()[0] };
     if address.is_v6() {
-        first != 0xff && address.words() != [0; 2]
+        // Multicast, unspecified and loopback.
+        let [high, low] = address.words();
+        first != 0xff && (high != 0 || u64::from_be(low) > 1)
     } else {
         // "This network", loopback, multicast and broadcast.
         first != 0 && first != 127 && first < 224

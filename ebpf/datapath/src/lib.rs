@@ -26,6 +26,8 @@ mod link;
 pub mod parse;
 mod tables;
 pub mod terminate;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use frame::{Frame, MAX_OFFSET, NoRoom, Truncated};
 pub use tables::Tables;
