@@ -10,6 +10,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -30,13 +31,17 @@ use crate::{
     maps::TableError,
     net::{Follower, NetError, Path, View, Why},
     pins::{LinkName, PinError, Pins},
-    topology::{self, Slots},
+    topology::{self, Slots, Unreachable},
 };
 
+/// How long the start waits for the kernel's routes.
+const ASK: Duration = Duration::from_secs(30);
 /// How long the start waits for the neighbours of backends to answer.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Events that come together are handled together.
 const BATCH: Duration = Duration::from_millis(5);
+/// How often the tables are compared with what they should hold.
+const COMPARE: Duration = Duration::from_secs(30);
 /// How often the file is looked at, and the devices are compared with what is attached.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -153,8 +158,12 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
 
 /// Waits until each destination has a path, or has had time to get one.
 async fn settle(view: &mut watch::Receiver<Arc<View>>) {
+    let pending = |path: &Path| matches!(path, Path::Unresolved { why: Why::Pending });
+    // The kernel answers for each destination; a hundred thousand take seconds.
+    let asked = view.wait_for(|view| !view.paths.values().any(pending));
+    let _ = timeout(ASK, asked).await;
     let settled = view.wait_for(|view| !view.paths.values().any(unsettled));
-    // Those that do not answer are told about below, one by one.
+    // Neighbours that do not answer are told about below, one by one.
     let _ = timeout(SETTLE, settled).await;
 }
 
@@ -177,6 +186,7 @@ struct Daemon {
     /// What was said already, so that it is said once.
     told: Told,
     since: Instant,
+    compared: Instant,
     file: Stamp,
 }
 
@@ -184,7 +194,7 @@ struct Daemon {
 #[derive(Default)]
 struct Told {
     refused: Vec<Refused>,
-    unreachable: BTreeMap<String, String>,
+    unreachable: BTreeMap<IpAddr, String>,
     devices: BTreeMap<String, String>,
 }
 
@@ -218,6 +228,7 @@ impl Daemon {
             next: None,
             told: Told::default(),
             since: Instant::now(),
+            compared: Instant::now(),
         })
     }
 
@@ -274,18 +285,29 @@ impl Daemon {
     fn tell_unreachable(&mut self, view: &View) {
         let mut now = BTreeMap::new();
         for (_, key, _) in self.planner.backends() {
-            let address = key.identity.address;
-            if let Err(why) = topology::usable(key, view, &self.slots, &self.config.tunnel) {
-                now.insert(address.to_string(), why.to_string());
+            match topology::usable(key, view, &self.slots, &self.config.tunnel) {
+                Ok(_) | Err(Unreachable::Network(Why::Pending)) => {}
+                Err(why) => {
+                    now.insert(key.identity.address, why.to_string());
+                }
             }
         }
-        for (address, why) in &now {
-            if self.told.unreachable.get(address) != Some(why) {
-                warn!("no path to {address}: {why}");
-            }
+        let news =
+            now.iter().filter(|(address, why)| self.told.unreachable.get(address) != Some(why));
+        let (some, more) = first(news);
+        for (address, why) in some {
+            warn!("no path to {address}: {why}");
         }
-        for address in self.told.unreachable.keys().filter(|address| !now.contains_key(*address)) {
+        if more > 0 {
+            warn!("no path to {more} more backends either");
+        }
+        let again = self.told.unreachable.keys().filter(|address| !now.contains_key(address));
+        let (some, more) = first(again);
+        for address in some {
             info!("there is a path to {address} again");
+        }
+        if more > 0 {
+            info!("there are paths to {more} more backends again");
         }
         self.told.unreachable = now;
     }
@@ -335,6 +357,7 @@ impl Daemon {
             self.follow_devices(&now);
             let over = self.planner.deadline().is_some_and(|at| at <= self.since.elapsed());
             if !reloaded && !over && self.applied.as_ref() == Some(&now) {
+                self.mend();
                 continue;
             }
             match self.apply(&now) {
@@ -342,6 +365,22 @@ impl Daemon {
                 // Tried again at the next look.
                 Err(error) => error!("tables are not up to date: {}", chain(&error)),
             }
+        }
+    }
+
+    /// Compares the real tables with what they should hold, now and then, and repairs them.
+    fn mend(&mut self) {
+        if self.compared.elapsed() < COMPARE {
+            return;
+        }
+        self.compared = Instant::now();
+        let drift = self.planner.drift(&self.dataplane.arrays);
+        if drift.is_empty() {
+            return;
+        }
+        warn!(operations = drift.len(), "somebody else wrote to the tables; they are put right");
+        if let Err(error) = self.dataplane.run(&drift) {
+            error!("tables cannot be put right: {}", chain(&error));
         }
     }
 
@@ -464,6 +503,15 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// The first of many messages, and how many more there are: a log is for people.
+fn first<T>(all: impl Iterator<Item = T>) -> (Vec<T>, usize) {
+    const MANY: usize = 20;
+    let mut some: Vec<T> = all.collect();
+    let more = some.len().saturating_sub(MANY);
+    some.truncate(MANY);
+    (some, more)
 }
 
 /// What tells a changed file from an unchanged one, also when it is replaced by a rename.

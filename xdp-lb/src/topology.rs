@@ -12,7 +12,7 @@ use xdp_lb_plan::{BackendKey, Path};
 
 use crate::{
     config::{Config, Tunnel},
-    net::{self, View},
+    net::{self, View, Why},
 };
 
 /// The devices that packets leave by, by their index in `DEVICES`.
@@ -69,11 +69,14 @@ fn device(view: &View, ifindex: u32) -> Option<Device> {
 }
 
 /// The path to a backend; unknown where the mode cannot use the one that the network has.
-pub fn path(key: &BackendKey, view: &View, slots: &Slots, tunnel: &Tunnel) -> Path {
-    let to = key.identity.address;
+///
+/// Nothing while the network has no answer yet: the last way known stays, which a neighbour that is
+/// being asked again still answers to, or nobody does.
+pub fn path(key: &BackendKey, view: &View, slots: &Slots, tunnel: &Tunnel) -> Option<Path> {
     match usable(key, view, slots, tunnel) {
-        Ok(path) => path,
-        Err(_) => Path::unknown(to),
+        Ok(path) => Some(path),
+        Err(Unreachable::Network(Why::Pending | Why::NoNeighbour { .. })) => None,
+        Err(_) => Some(Path::unknown(key.identity.address)),
     }
 }
 
@@ -82,7 +85,7 @@ pub fn path(key: &BackendKey, view: &View, slots: &Slots, tunnel: &Tunnel) -> Pa
 pub enum Unreachable {
     /// The network has no path.
     #[error(transparent)]
-    Network(#[from] net::Why),
+    Network(#[from] Why),
     /// It is one of this host's addresses.
     #[error("it is an address of this host, which modes l2 and ipip cannot deliver to")]
     Local,
@@ -110,7 +113,7 @@ pub fn usable(
 ) -> Result<Path, Unreachable> {
     let to = key.identity.address;
     let (ifindex, neighbour, mac, mtu, source) = match view.paths.get(&to) {
-        None => return Err(net::Why::Pending.into()),
+        None => return Err(Why::Pending.into()),
         Some(net::Path::Unresolved { why }) => return Err(why.clone().into()),
         Some(net::Path::Local) => return Err(Unreachable::Local),
         Some(net::Path::Ready { device, neighbour, mac, mtu, source }) => {
@@ -262,7 +265,7 @@ mod tests {
         assert_eq!(path.source, ip("10.0.0.1").into());
         assert!(try_path("10.0.0.11", Mode::L2).is_ok());
         assert_eq!(try_path("2001:db8::11", Mode::Ipip), Err(Unreachable::NoSource));
-        assert_eq!(try_path("192.0.2.9", Mode::L2), Err(net::Why::Pending.into()));
+        assert_eq!(try_path("192.0.2.9", Mode::L2), Err(Why::Pending.into()));
     }
 
     #[test]

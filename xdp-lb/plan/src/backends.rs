@@ -89,7 +89,7 @@ impl Backends {
     pub(crate) fn ids(
         &mut self,
         keys: &[BackendKey],
-        path: &impl Fn(&BackendKey) -> Path,
+        path: &impl Fn(&BackendKey) -> Option<Path>,
         ops: &mut Vec<Op>,
     ) -> Option<Vec<u32>> {
         let new = keys.iter().filter(|key| !self.ids.contains_key(key)).count();
@@ -102,7 +102,7 @@ impl Backends {
     fn id(
         &mut self,
         key: &BackendKey,
-        path: &impl Fn(&BackendKey) -> Path,
+        path: &impl Fn(&BackendKey) -> Option<Path>,
         ops: &mut Vec<Op>,
     ) -> Option<u32> {
         if let Some(&id) = self.ids.get(key) {
@@ -110,7 +110,8 @@ impl Backends {
         }
         let id = self.pool.take()?;
         let generation = self.generations.get(&id).copied().unwrap_or(1);
-        let record = record(key, generation, path(key));
+        let path = path(key).unwrap_or_else(|| Path::unknown(key.identity.address));
+        let record = record(key, generation, path);
         self.ids.insert(*key, id);
         self.entries.insert(id, Entry { key: *key, record, uses: Uses::default() });
         ops.push(Op::Backend { id, backend: record, new: true });
@@ -155,7 +156,7 @@ impl Backends {
     /// of the flows that are recorded for it.
     pub(crate) fn refresh(
         &mut self,
-        path: &impl Fn(&BackendKey) -> Path,
+        path: &impl Fn(&BackendKey) -> Option<Path>,
         ops: &mut Vec<Op>,
     ) -> Vec<u32> {
         for (id, record) in std::mem::take(&mut self.left_over) {
@@ -168,11 +169,10 @@ impl Backends {
             if entry.uses == Uses::default() {
                 unused.push(id);
             }
-            let Path { hop, mtu, source, source_bits } = path(&entry.key);
-            let record = entry
-                .record
-                .with_path(hop, mtu, source, source_bits)
-                .with_serving(entry.uses.current > 0);
+            let known = path(&entry.key).map_or(entry.record, |path| {
+                entry.record.with_path(path.hop, path.mtu, path.source, path.source_bits)
+            });
+            let record = known.with_serving(entry.uses.current > 0);
             if record != entry.record {
                 entry.record = record;
                 ops.push(Op::Backend { id, backend: record, new: false });

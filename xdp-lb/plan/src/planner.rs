@@ -1,6 +1,7 @@
 //! Turns what users want into operations on the tables, and remembers what the tables hold.
 
 mod change;
+mod drift;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -147,12 +148,14 @@ impl Planner {
 
     /// What must be written so that the tables serve these services, over these paths.
     ///
+    /// `path` says how packets get to a backend; where it says nothing, the last way known stays.
+    ///
     /// The same input twice gives no operation the second time. A frontend that cannot be served
     /// stays as it was, and the others go on. `now` is any clock that never goes back.
     pub fn apply(
         &mut self,
         services: &[Service],
-        path: &impl Fn(&BackendKey) -> Path,
+        path: &impl Fn(&BackendKey) -> Option<Path>,
         now: Duration,
     ) -> Outcome {
         let mut ops = Vec::new();
@@ -233,7 +236,7 @@ impl Planner {
         true
     }
 
-    fn refresh(&mut self, path: &impl Fn(&BackendKey) -> Path, ops: &mut Vec<Op>) {
+    fn refresh(&mut self, path: &impl Fn(&BackendKey) -> Option<Path>, ops: &mut Vec<Op>) {
         let unused = self.backends.refresh(path, ops);
         self.retired.extend(unused.into_iter().map(Retired::Backend));
     }
@@ -242,7 +245,7 @@ impl Planner {
     fn install_all<'a>(
         &mut self,
         targets: impl IntoIterator<Item = (FrontendKey, &'a Target<'a>)>,
-        path: &impl Fn(&BackendKey) -> Path,
+        path: &impl Fn(&BackendKey) -> Option<Path>,
         now: Duration,
         memo: &mut Memo,
         ops: &mut Vec<Op>,
@@ -272,7 +275,7 @@ impl Planner {
         &mut self,
         key: FrontendKey,
         target: &Target<'_>,
-        path: &impl Fn(&BackendKey) -> Path,
+        path: &impl Fn(&BackendKey) -> Option<Path>,
         now: Duration,
         memo: &mut Memo,
         ops: &mut Vec<Op>,

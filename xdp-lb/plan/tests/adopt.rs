@@ -1,4 +1,4 @@
-//! Restarts: a new process takes over the maps and goes on.
+//! Restarts: a new process takes over the maps and goes on; and maps that somebody else wrote to.
 
 mod common;
 
@@ -49,6 +49,29 @@ fn corrupt(world: &mut World, array: usize, place: Index, value: u8) {
 
 proptest! {
     #![proptest_config(config(400))]
+
+    #[test]
+    fn drift_is_found_and_mended(
+        steps in history(4),
+        damage in vec((0_usize..4, any::<Index>(), any::<u8>()), 1..20),
+    ) {
+        let mut run = Run::new(SMALL, HANDOVER);
+        let mut wanted = Wanted::default();
+        steps.iter().for_each(|one| step(&mut run, &mut wanted, one));
+        prop_assert_eq!(run.planner.drift(&run.world), vec![]);
+        let before = results(&run);
+        for (array, place, value) in damage {
+            corrupt(&mut run.world, array, place, value);
+        }
+        for op in run.planner.drift(&run.world) {
+            run.world.mend(&op);
+        }
+        prop_assert_eq!(run.planner.drift(&run.world), vec![]);
+        prop_assert_eq!(results(&run), before);
+        let installed: Vec<FrontendKey> = run.planner.frontends().map(|one| one.key).collect();
+        let visible: Vec<FrontendKey> = run.world.frontends().into_iter().collect();
+        prop_assert_eq!(visible, installed);
+    }
 
     #[test]
     fn a_restart_changes_nothing(steps in history(6)) {

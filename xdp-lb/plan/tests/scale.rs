@@ -63,7 +63,7 @@ fn a_change_of_one_service_is_a_few_operations_among_many() {
     let mut planner = Planner::new(&layout, key(), HANDOVER);
     let mut now = Duration::ZERO;
     let apply = |planner: &mut Planner, services: &[Service], now: Duration| {
-        let outcome = planner.apply(services, &|key| path(key, 1), now);
+        let outcome = planner.apply(services, &|key| Some(path(key, 1)), now);
         assert_eq!(outcome.refused, []);
         outcome.ops
     };

@@ -187,7 +187,7 @@ impl Planner {
 }
 
 /// Writes a frontend's record, then makes it current.
-fn publish(key: FrontendKey, one: &Installed, ops: &mut Vec<Op>) {
+pub(super) fn publish(key: FrontendKey, one: &Installed, ops: &mut Vec<Op>) {
     let none = Table::new(0, 0, 0, 0);
     let previous = one.previous.as_ref().map_or(none, Assignment::record);
     let service = Service::new(one.current.record(), previous, one.phase, one.stats);

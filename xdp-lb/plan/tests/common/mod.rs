@@ -65,7 +65,7 @@ impl Run {
     /// Plans only.
     pub(crate) fn plan(&mut self, services: &[Service]) -> Outcome {
         let way = self.way;
-        self.planner.apply(services, &|key| path(key, way), self.now)
+        self.planner.apply(services, &|key| Some(path(key, way)), self.now)
     }
 
     /// A new process takes over what the maps hold.

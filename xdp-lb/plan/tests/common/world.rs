@@ -81,6 +81,22 @@ impl World {
         }
     }
 
+    /// Writes again what somebody else overwrote: packets may see that.
+    pub(crate) fn mend(&mut self, op: &Op) {
+        match op {
+            Op::Arena { word, words } => {
+                let start = *word as usize;
+                self.arena[start..start + words.len()].copy_from_slice(words);
+            }
+            Op::Backend { id, backend, .. } => self.backends[*id as usize] = *backend,
+            Op::Service { index, service } => self.services[*index as usize] = *service,
+            Op::Publish { bucket, entry, value } => {
+                self.buckets[*bucket as usize].entries[*entry] = *value;
+            }
+            Op::ResetFrontend { .. } | Op::Grace => panic!("{op:?} mends nothing"),
+        }
+    }
+
     /// Every packet that saw an older state is through.
     pub(crate) fn settle(&mut self) {
         self.reach = Reach { words: vec![false; self.arena.len()], ..Reach::default() };
