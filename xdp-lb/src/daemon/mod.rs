@@ -7,30 +7,39 @@
 //! ```
 //! Whatever fails later, the last good state stays in the kernel.
 
+mod devices;
+mod error;
+mod host;
+mod told;
+
 use std::{
     collections::BTreeMap,
     io,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     time::{MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tracing::{debug, error, info, warn};
-use xdp_lb_plan::{Planner, Refused, maglev::HashKey};
+use xdp_lb_plan::{Planner, maglev::HashKey};
 
+pub use self::error::DaemonError;
+use self::{
+    host::{Event, Signals, Stamp, has_capabilities, notify},
+    told::Told,
+};
 use crate::{
     config::{self, Config, MAX_FILE},
-    dataplane::{AttachError, Dataplane, DataplaneError, raise_memory_limit},
+    dataplane::{Dataplane, raise_memory_limit},
     error::chain,
     maps::TableError,
-    net::{Follower, NetError, Path, View, Why},
-    pins::{LinkName, PinError, Pins},
+    net::{Follower, Path, View, Why},
+    pins::{LinkName, Pins},
     topology::{self, Slots, Unreachable},
 };
 
@@ -54,46 +63,6 @@ pub struct Options {
     pub pins: PathBuf,
     /// Whether a clean stop removes the data path
     pub detach_on_exit: bool,
-}
-
-/// Why the daemon cannot start, or stops.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
-    /// The file cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// The file
-        path: PathBuf,
-        /// The kernel's answer
-        source: io::Error,
-    },
-    /// The file has mistakes: one line each.
-    #[error("{0}")]
-    Config(String),
-    /// Not root.
-    #[error("xdp-lb run needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
-    Permission,
-    /// The network cannot be followed.
-    #[error("cannot follow the network: {0}")]
-    Net(#[from] NetError),
-    /// A device of the configuration is not there at the start.
-    #[error("device {0} of the configuration does not exist; see `ip link`")]
-    NoDevice(String),
-    /// The data path cannot be set up.
-    #[error(transparent)]
-    Dataplane(#[from] DataplaneError),
-    /// The program cannot be attached.
-    #[error("cannot attach to {0}")]
-    Attach(#[from] AttachError),
-    /// The pin directory cannot be used.
-    #[error(transparent)]
-    Pin(#[from] PinError),
-    /// The tables cannot be written.
-    #[error(transparent)]
-    Table(#[from] TableError),
-    /// Signals cannot be received.
-    #[error("cannot receive signals: {0}")]
-    Signal(io::Error),
 }
 
 /// Reads and checks a configuration file.
@@ -190,14 +159,6 @@ struct Daemon {
     file: Stamp,
 }
 
-/// Messages that stand, by what they are about.
-#[derive(Default)]
-struct Told {
-    refused: Vec<Refused>,
-    unreachable: BTreeMap<IpAddr, String>,
-    devices: BTreeMap<String, String>,
-}
-
 impl Daemon {
     fn open(config: Config, pins: Pins, options: &Options) -> Result<Self, DaemonError> {
         let dataplane = Dataplane::open(pins, &config.limits)?;
@@ -239,18 +200,13 @@ impl Daemon {
             let link = view.links.values().find(|link| link.name == device.name);
             let Some(link) = link else { return Err(DaemonError::NoDevice(device.name)) };
             let name = self.dataplane.attach(&device.name, link.index, device.xdp)?;
-            self.say_attached(&name);
+            Self::say_attached(&name);
             self.attached.insert(device.name, name);
         }
         self.detach_unwanted();
         let frontends: usize = self.config.services.iter().map(|one| one.frontends.len()).sum();
         info!(services = self.config.services.len(), frontends, "the data path is up");
         Ok(())
-    }
-
-    fn say_attached(&self, name: &LinkName) {
-        let mode = if name.native { "native XDP" } else { "generic XDP (slow)" };
-        info!("{} runs in {mode}", name.device);
     }
 
     /// Brings the tables up to date with configuration and network.
@@ -270,46 +226,18 @@ impl Daemon {
         if !outcome.ops.is_empty() {
             info!(operations = outcome.ops.len(), took = ?started.elapsed(), "tables written");
         }
-        self.tell_refused(outcome.refused);
-        self.tell_unreachable(view);
+        self.told.refused(outcome.refused);
+        self.told.paths(self.obstacles(view));
         Ok(result?)
     }
 
-    fn tell_refused(&mut self, refused: Vec<Refused>) {
-        for one in refused.iter().filter(|one| !self.told.refused.contains(one)) {
-            error!(service = one.service, frontend = %one.frontend, "cannot be served: {}", one.refusal);
-        }
-        self.told.refused = refused;
-    }
-
-    fn tell_unreachable(&mut self, view: &View) {
-        let mut now = BTreeMap::new();
-        for (_, key, _) in self.planner.backends() {
-            match topology::usable(key, view, &self.slots, &self.config.tunnel) {
-                Ok(_) | Err(Unreachable::Network(Why::Pending)) => {}
-                Err(why) => {
-                    now.insert(key.identity.address, why.to_string());
-                }
-            }
-        }
-        let news =
-            now.iter().filter(|(address, why)| self.told.unreachable.get(address) != Some(why));
-        let (some, more) = first(news);
-        for (address, why) in some {
-            warn!("no path to {address}: {why}");
-        }
-        if more > 0 {
-            warn!("no path to {more} more backends either");
-        }
-        let again = self.told.unreachable.keys().filter(|address| !now.contains_key(address));
-        let (some, more) = first(again);
-        for address in some {
-            info!("there is a path to {address} again");
-        }
-        if more > 0 {
-            info!("there are paths to {more} more backends again");
-        }
-        self.told.unreachable = now;
+    /// What is in the way of each backend; nothing where there is a path, or may be soon.
+    fn obstacles(&self, view: &View) -> BTreeMap<IpAddr, Option<String>> {
+        let why_not = |key| match topology::usable(key, view, &self.slots, &self.config.tunnel) {
+            Ok(_) | Err(Unreachable::Network(Why::Pending)) => None,
+            Err(why) => Some(why.to_string()),
+        };
+        self.planner.backends().map(|(_, key, _)| (key.identity.address, why_not(key))).collect()
     }
 
     /// Serves events until a signal ends it.
@@ -441,59 +369,6 @@ impl Daemon {
         true
     }
 
-    /// Attaches to devices that came, forgets those that went.
-    fn follow_devices(&mut self, view: &View) {
-        for device in self.config.devices.clone() {
-            let link = view.links.values().find(|link| link.name == device.name);
-            let ifindex = link.map(|link| link.index);
-            let have = self.attached.get(&device.name).map(|name| name.ifindex);
-            if have.is_some() && ifindex != have {
-                warn!("device {} is gone", device.name);
-                if let Some(name) = self.attached.remove(&device.name)
-                    && let Err(error) = self.dataplane.detach(&name)
-                {
-                    error!("{error}");
-                }
-            }
-            let Some(ifindex) = ifindex else { continue };
-            if self.attached.contains_key(&device.name) {
-                continue;
-            }
-            match self.dataplane.attach(&device.name, ifindex, device.xdp) {
-                Ok(name) => {
-                    self.say_attached(&name);
-                    self.attached.insert(device.name.clone(), name);
-                    self.told.devices.remove(&device.name);
-                }
-                Err(error) => {
-                    let text = error.to_string();
-                    if self.told.devices.get(&device.name) != Some(&text) {
-                        error!("cannot attach to {text}");
-                        self.told.devices.insert(device.name.clone(), text);
-                    }
-                }
-            }
-        }
-        self.detach_unwanted();
-    }
-
-    /// Detaches from devices that the configuration does not name any more.
-    fn detach_unwanted(&mut self) {
-        let wanted = |name: &str| self.config.devices.iter().any(|device| device.name == name);
-        let links = match self.dataplane.links() {
-            Ok(links) => links,
-            Err(error) => return error!("{error}"),
-        };
-        for name in links.into_iter().filter(|name| !wanted(&name.device)) {
-            match self.dataplane.detach(&name) {
-                Ok(()) => info!("detached from {}", name.device),
-                Err(error) => error!("{error}"),
-            }
-        }
-        self.attached
-            .retain(|name, _| self.config.devices.iter().any(|device| device.name == *name));
-    }
-
     fn stop(self) -> Result<(), DaemonError> {
         if self.options.detach_on_exit {
             self.dataplane.remove()?;
@@ -502,75 +377,5 @@ impl Daemon {
             info!("stopped; the data path goes on without the daemon");
         }
         Ok(())
-    }
-}
-
-/// The first of many messages, and how many more there are: a log is for people.
-fn first<T>(all: impl Iterator<Item = T>) -> (Vec<T>, usize) {
-    const MANY: usize = 20;
-    let mut some: Vec<T> = all.collect();
-    let more = some.len().saturating_sub(MANY);
-    some.truncate(MANY);
-    (some, more)
-}
-
-/// What tells a changed file from an unchanged one, also when it is replaced by a rename.
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Stamp(Option<(SystemTime, u64, u64)>);
-
-impl Stamp {
-    fn of(path: &std::path::Path) -> Self {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = std::fs::metadata(path).ok();
-        Self(metadata.and_then(|one| Some((one.modified().ok()?, one.len(), one.ino()))))
-    }
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-}
-
-/// What a signal asks for.
-enum Event {
-    Stop,
-    Reload,
-}
-
-impl Signals {
-    async fn next(&mut self) -> Event {
-        tokio::select! {
-            _ = self.terminate.recv() => Event::Stop,
-            _ = self.interrupt.recv() => Event::Stop,
-            _ = self.hang_up.recv() => Event::Reload,
-        }
-    }
-}
-
-/// Whether this process may do without being root.
-fn has_capabilities() -> bool {
-    const SYS_ADMIN: u64 = 1 << 21;
-    const NEEDED: u64 = 1 << 12 | 1 << 38 | 1 << 39; // NET_ADMIN, PERFMON, BPF
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let bits = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
-    bits & NEEDED == NEEDED || bits & SYS_ADMIN != 0
-}
-
-/// Tells systemd, where it asked to be told (sd_notify(3)).
-fn notify(state: sd_notify::NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        warn!("cannot notify systemd: {error}");
     }
 }
