@@ -162,9 +162,12 @@ impl Pins {
             |operation| move |source| PinError::Io { operation, path: self.root.clone(), source };
         fs::create_dir_all(&self.root).map_err(error("create"))?;
         let directory = fs::File::open(&self.root).map_err(error("open"))?;
-        Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => PinError::Running(self.root.clone()),
-            errno => error("lock")(errno.into()),
+        Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+            if errno == Errno::EWOULDBLOCK {
+                PinError::Running(self.root.clone())
+            } else {
+                error("lock")(errno.into())
+            }
         })
     }
 

@@ -133,9 +133,10 @@ pub enum AttachProblem {
 
 /// The kernel's answer to attaching, and what to do about it.
 fn explain_attach(error: &ProgramError) -> String {
-    let errno = match error {
-        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
+    let errno = if let ProgramError::SyscallError(error) = error {
+        error.io_error.raw_os_error()
+    } else {
+        None
     };
     match errno {
         Some(libc::EOPNOTSUPP) => "its driver has no native XDP; set `xdp: native-or-generic` for \
