@@ -266,6 +266,19 @@ impl Dataplane {
         Ok(())
     }
 
+    /// A program of the object, loaded: for test runs.
+    ///
+    /// # Errors
+    ///
+    /// Where the object has no such program, or the kernel refuses it.
+    pub fn program(&mut self, name: &'static str) -> Result<&mut Xdp, DataplaneError> {
+        let program = program(&mut self.ebpf, name)?;
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
+            Err(source) => Err(DataplaneError::Program { program: name, source }),
+        }
+    }
+
     /// Detaches from everything and removes every trace.
     ///
     /// # Errors
