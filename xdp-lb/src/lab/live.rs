@@ -101,6 +101,12 @@ impl Lab {
         self.nodes.iter().map(|(name, space)| (name.as_str(), space))
     }
 
+    /// Has `work` done once the namespaces and the processes in them are gone: at the lab's drop, or
+    /// when a signal ends the process. Never for a lab that is kept.
+    pub fn afterwards(&self, work: impl FnOnce() + Send + 'static) {
+        signals::afterwards(&self.prefix, work);
+    }
+
     /// Leaves everything up, signals or not; [`Lab::clean`] removes it.
     pub fn keep(mut self) {
         self.keep = true;
@@ -115,11 +121,13 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if !self.keep {
+        if self.keep {
+            signals::disarm(&self.prefix);
+        } else {
             // Nobody can be told from here; the next run with this prefix tries again.
             let _ = leftovers::remove(&self.prefix);
+            signals::finish(&self.prefix);
         }
-        signals::disarm(&self.prefix);
     }
 }
 
