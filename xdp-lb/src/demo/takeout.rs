@@ -175,8 +175,12 @@ fn state(stats: &Stats, service: &Service, frontend: SocketAddr, host: Host) -> 
         .filter(|one| one.backend == backend)
         .map(|one| one.slots)
         .sum::<usize>();
-    let known = stats.backends.iter().any(|one| one.backend == backend && one.mode == service.mode);
-    match (slots, known) {
+    // A record that flows of the handover still name stays for a while, without a way to go.
+    let reachable = stats
+        .backends
+        .iter()
+        .any(|one| one.backend == backend && one.mode == service.mode && one.next_hop.is_some());
+    match (slots, reachable) {
         (0, false) => State::Gone,
         (0, true) => State::Drained,
         _ => State::Serves,
