@@ -48,7 +48,8 @@ pub(super) fn report<W: Write>(
     report.section("Answers bypass the balancer")?;
     report.text(&format!(
         "The client has also downloaded {} bytes from the six frontends, and found each byte right. \
-         All packets of all connections so far:",
+         All packets of all connections so far, with the \
+         frames' bytes:",
         number(downloads)
     ))?;
     report.gap()?;
@@ -78,7 +79,7 @@ pub(super) fn report<W: Write>(
         ("lb forwarded", Side::Right),
         ("bytes", Side::Right),
         ("answers", Side::Right),
-        ("bytes", Side::Right),
+        ("their bytes", Side::Right),
     ]);
     let mut equal = 0;
     let mut sums = [Sum::default(); 3];

@@ -200,7 +200,7 @@ fn spread<W: Write>(
     report.check(
         seen == all,
         &format!(
-            "backends saw the client's own address, {client4} or {client6}, in {seen} of {all}"
+            "{seen} of {all} backends saw the client's own address, {client4} or {client6}, and its port"
         ),
     )?;
     Ok(examples)

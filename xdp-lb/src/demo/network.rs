@@ -153,7 +153,7 @@ impl Service {
             ("ipip", false, true) => "IPv6 in IPv4",
             ("ipip", true, false) => "IPv4 in IPv6",
             ("ipip", true, true) => "IPv6 in IPv6",
-            _ => "destination MAC replaced",
+            _ => "destination MAC address replaced",
         }
     }
 }
@@ -237,7 +237,7 @@ fn text(mac: [u8; 6]) -> String {
 
 /// The network in 80 columns.
 pub(super) fn picture() -> String {
-    let mut lines = vec![
+    let mut lines = [
         "client ───── router ─┬─ segment A ─┬─ ".to_owned(),
         "                     │             ├─ ".to_owned(),
         "                     │             ├─ ".to_owned(),
@@ -246,7 +246,7 @@ pub(super) fn picture() -> String {
         "                                   ├─ ".to_owned(),
         "                                   └─ ".to_owned(),
     ];
-    let parts = ["xdp-lb balances", "┐", "│ web", "┘", "┐", "│ api, api6", "┘"];
+    let parts = ["xdp-lb balances", "┐", "│ backends of web", "┘", "┐", "│ of api and api6", "┘"];
     let hosts = [LB].into_iter().chain(NEAR).chain(FAR);
     for ((line, part), host) in lines.iter_mut().zip(parts).zip(hosts) {
         let (v4, v6) = (host.v4().to_string(), host.v6().to_string());

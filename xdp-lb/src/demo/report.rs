@@ -220,13 +220,13 @@ impl Table {
     }
 }
 
-/// A number with its thousands apart: `12 345`.
+/// A number with its thousands apart: `12,345`.
 pub(super) fn number(value: impl TryInto<u64>) -> String {
     let digits = value.try_into().unwrap_or(u64::MAX).to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(' ');
+            text.push(',');
         }
         text.push(digit);
     }
@@ -283,7 +283,7 @@ mod tests {
         let lines = table.lines();
         assert_eq!(
             lines,
-            ["backend       served", "b1                 7", "a longer one  12 345",]
+            ["backend       served", "b1                 7", "a longer one  12,345",]
         );
     }
 
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn figures_are_easy_to_read() {
         let values = [0_u64, 999, 1000, 1_234_567].map(number);
-        assert_eq!(values, ["0", "999", "1 000", "1 234 567"]);
+        assert_eq!(values, ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(share(1, 3), "33.3 %");
         assert_eq!(share(0, 0), "-");
     }

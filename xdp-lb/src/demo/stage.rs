@@ -89,10 +89,8 @@ impl Places {
 
 /// Takes the right to the demo's lab and removes what an earlier one has left.
 pub(super) fn claim(places: &Places) -> Result<Lab, DemoError> {
-    let lab = Lab::new(&places.prefix).map_err(|error| match error {
-        LabError::InUse(_) => DemoError::Running,
-        LabError::NotRoot => DemoError::NotRoot,
-        error => DemoError::Lab(error),
+    let lab = Lab::new(&places.prefix).map_err(|error| {
+        if matches!(error, LabError::InUse(_)) { DemoError::Running } else { error.into() }
     })?;
     places.remove()?;
     let after = places.clone();

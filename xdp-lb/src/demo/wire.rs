@@ -198,7 +198,8 @@ fn show<W: Write>(
 ) -> Result<bool, DemoError> {
     let Example { service, client, frontend, host } = *example;
     let form = service.form(frontend);
-    report.heading(&format!("{} ({}): {form}", service.name, service.mode))?;
+    let version = if frontend.is_ipv6() { "IPv6" } else { "IPv4" };
+    report.heading(&format!("{} over {version}, mode {}: {form}", service.name, service.mode))?;
     let mut good = true;
     let mut packets: Vec<Vec<u8>> = Vec::new();
     let legs = [(client, frontend, example.way()), (frontend, client, example.answer().into())];
@@ -237,7 +238,7 @@ pub(super) fn report<W: Write>(
 ) -> Result<(), DemoError> {
     report.section("What the packets look like")?;
     report.text(
-        "The opening of one connection each, and its answer, as captured on the wires: who put the \
+        "The opening of one connection to each frontend, and its answer, as captured: who put the \
          frame on the wire → whom it is for, then its headers.",
     )?;
     let mut good = 0;
