@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_fresh_neighbour_is_left_alone_and_a_stale_one_confirmed_now_and_then() {
         let start = Instant::now();
-        assert_eq!(asked_at(&mut wanting(&[hop(1)]), start, |_| Some(&FRESH)), []);
+        assert_eq!(asked_at(&mut wanting(&[hop(1)]), start, |_| Some(&FRESH)), Vec::<u64>::new());
         assert_eq!(asked_at(&mut wanting(&[hop(1)]), start, |_| Some(&STALE)), [0, 30, 60, 90]);
     }
 
