@@ -238,15 +238,15 @@ fn text(mac: [u8; 6]) -> String {
 /// The network in 80 columns.
 pub(super) fn picture() -> String {
     let mut lines = [
-        "client ───── router ─┬─ segment A ─┬─ ".to_owned(),
-        "                     │             ├─ ".to_owned(),
-        "                     │             ├─ ".to_owned(),
-        "                     │             └─ ".to_owned(),
-        "                     └─ segment B ─┬─ ".to_owned(),
-        "                                   ├─ ".to_owned(),
-        "                                   └─ ".to_owned(),
+        "client ──── router ─┬─ segment A ─┬─ ".to_owned(),
+        "                    │             ├─ ".to_owned(),
+        "                    │             ├─ ".to_owned(),
+        "                    │             └─ ".to_owned(),
+        "                    └─ segment B ─┬─ ".to_owned(),
+        "                                  ├─ ".to_owned(),
+        "                                  └─ ".to_owned(),
     ];
-    let parts = ["xdp-lb balances", "┐", "│ backends of web", "┘", "┐", "│ of api and api6", "┘"];
+    let parts = ["balances", "┐", "│ serve web", "┘", "┐", "│ api, api6", "┘"];
     let hosts = [LB].into_iter().chain(NEAR).chain(FAR);
     for ((line, part), host) in lines.iter_mut().zip(parts).zip(hosts) {
         let (v4, v6) = (host.v4().to_string(), host.v6().to_string());
