@@ -238,13 +238,13 @@ fn text(mac: [u8; 6]) -> String {
 /// The network in 80 columns.
 pub(super) fn picture() -> String {
     let mut lines = [
-        "client ──── router ─┬─ segment A ─┬─ ".to_owned(),
-        "                    │             ├─ ".to_owned(),
-        "                    │             ├─ ".to_owned(),
-        "                    │             └─ ".to_owned(),
-        "                    └─ segment B ─┬─ ".to_owned(),
-        "                                  ├─ ".to_owned(),
-        "                                  └─ ".to_owned(),
+        "client ── router ─┬─ segment A ─┬─ ".to_owned(),
+        "                  │             ├─ ".to_owned(),
+        "                  │             ├─ ".to_owned(),
+        "                  │             └─ ".to_owned(),
+        "                  └─ segment B ─┬─ ".to_owned(),
+        "                                ├─ ".to_owned(),
+        "                                └─ ".to_owned(),
     ];
     let parts = ["balances", "┐", "│ serve web", "┘", "┐", "│ api, api6", "┘"];
     let hosts = [LB].into_iter().chain(NEAR).chain(FAR);

@@ -141,8 +141,8 @@ impl Hop {
             .split(" | ")
             .enumerate()
             .map(|(index, part)| match index {
-                0 => format!("{who:17}{part}\n"),
-                _ => format!("{:17}└ {part}\n", ""),
+                0 => format!("{who:16}{part}\n"),
+                _ => format!("{:16}└ {part}\n", ""),
             })
             .collect()
     }
