@@ -1,12 +1,13 @@
 //! The command line.
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     daemon::{self, Options},
+    demo::{self, Scenario},
     pins::Pins,
     stats,
 };
@@ -51,7 +52,45 @@ enum Command {
         #[command(flatten)]
         pins: PinDir,
     },
+    /// Show it at work: the daemon with real traffic in a lab of network namespaces (root)
+    #[command(long_about = DEMO)]
+    Demo {
+        /// What to show
+        #[arg(value_enum, default_value_t)]
+        scenario: Scenario,
+        /// Leave the lab up, and print commands to look around with
+        #[arg(long)]
+        keep: bool,
+        /// Remove what a demo left that was kept or killed, pins included
+        #[arg(long, conflicts_with_all = ["keep", "scenario"])]
+        clean: bool,
+        /// Begins the names of namespaces, pins and files; demos of other prefixes are left alone
+        #[arg(long, value_name = "NAME", default_value = demo::PREFIX)]
+        prefix: String,
+    },
+    /// A backend of the demo
+    #[command(hide = true)]
+    DemoServer {
+        /// Name in its answers
+        #[arg(long)]
+        name: String,
+        /// Where it serves HTTP
+        addresses: Vec<SocketAddr>,
+    },
 }
+
+/// What `xdp-lb demo --help` says.
+const DEMO: &str = "\
+Show it at work: the daemon with real traffic in a lab of network namespaces (root).
+
+Builds a client, a router, a balancer and six backends as network namespaces, starts this daemon \
+and HTTP servers in them, sends real requests over IPv4 and IPv6, and reports what it observed: who \
+served how many, that answers bypass the balancer, what the packets look like, and that connections \
+go on while a backend is taken out. It takes some seconds, changes nothing outside of its \
+namespaces but files and pins of its own, and removes it all. It ends with 0 only if everything \
+that it claims was observed.
+
+It needs root, a kernel with native XDP on veth devices, and the programs ip and ethtool.";
 
 #[derive(Debug, clap::Args)]
 struct PinDir {
@@ -76,6 +115,17 @@ impl Cli {
             Command::Check { config } => check(&config),
             Command::Stats { pins, output } => show(&Pins::new(pins.pin_dir), output),
             Command::Clean { pins } => clean(&Pins::new(pins.pin_dir)),
+            Command::Demo { clean: true, prefix, .. } => clean_demo(&prefix),
+            Command::Demo { scenario, keep, clean: false, prefix } => {
+                match demo::run(&demo::Options { scenario, keep, prefix }) {
+                    // The report has said which of its claims failed.
+                    Ok(false) => return ExitCode::FAILURE,
+                    result => result.map(drop).map_err(anyhow::Error::new),
+                }
+            }
+            Command::DemoServer { name, addresses } => {
+                demo::serve(&name, &addresses).map_err(anyhow::Error::new)
+            }
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -126,6 +176,11 @@ fn clean(pins: &Pins) -> anyhow::Result<()> {
     let devices: Vec<String> = links.into_iter().map(|link| link.device).collect();
     let from = if devices.is_empty() { "no device".to_owned() } else { devices.join(", ") };
     print(&format!("removed; it was attached to {from}\n"))
+}
+
+fn clean_demo(prefix: &str) -> anyhow::Result<()> {
+    let found = demo::clean(prefix)?;
+    print(if found { "the demo's lab is removed\n" } else { "nothing to remove\n" })
 }
 
 /// Writes to standard output; a reader that went away is no error.

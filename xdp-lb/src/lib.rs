@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
+pub mod demo;
 pub mod error;
 pub mod lab;
 pub mod maps;

@@ -237,7 +237,12 @@ impl Daemon {
             Ok(_) | Err(Unreachable::Network(Why::Pending)) => None,
             Err(why) => Some(why.to_string()),
         };
-        self.planner.backends().map(|(_, key, _)| (key.identity.address, why_not(key))).collect()
+        // Records of backends that were removed stay for a while; nobody misses a path to them.
+        let wanted = topology::destinations(&self.config);
+        let keys = self.planner.backends().map(|(_, key, _)| key);
+        keys.filter(|key| wanted.contains(&key.identity.address))
+            .map(|key| (key.identity.address, why_not(key)))
+            .collect()
     }
 
     /// Serves events until a signal ends it.

@@ -11,6 +11,7 @@ use super::{
     LabError, Namespace,
     leftovers::{self, Claim, SEPARATOR},
     namespace::finish,
+    pass,
     script::{Known, NodeScript, script},
     signals,
     topology::Item,
@@ -101,6 +102,12 @@ impl Lab {
         self.nodes.iter().map(|(name, space)| (name.as_str(), space))
     }
 
+    /// Has `work` done once the namespaces and the processes in them are gone: at the lab's drop, or
+    /// when a signal ends the process. Never for a lab that is kept.
+    pub fn afterwards(&self, work: impl FnOnce() + Send + 'static) {
+        signals::afterwards(&self.prefix, work);
+    }
+
     /// Leaves everything up, signals or not; [`Lab::clean`] removes it.
     pub fn keep(mut self) {
         self.keep = true;
@@ -115,11 +122,13 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if !self.keep {
+        if self.keep {
+            signals::disarm(&self.prefix);
+        } else {
             // Nobody can be told from here; the next run with this prefix tries again.
             let _ = leftovers::remove(&self.prefix);
+            signals::finish(&self.prefix);
         }
-        signals::disarm(&self.prefix);
     }
 }
 
@@ -150,6 +159,10 @@ fn furnish(space: &Namespace, inside: NodeScript) -> Result<(), LabError> {
     // With room for one byte GRO merges nothing, and captures show each frame as it came.
     let apart = inside.plain.iter().map(|dev| format!("link set dev {dev} gro_max_size 1"));
     batch(space.command("ip"), apart.chain(inside.ip))?;
+    for device in &inside.passing {
+        let failed = || format!("attach an XDP program to {device} in {}", space.name());
+        space.run(|| pass::attach(device))?.map_err(LabError::system(failed()))?;
+    }
     set(space, &inside.after)
 }
 

@@ -48,6 +48,7 @@ pub mod layers;
 mod leftovers;
 mod live;
 mod namespace;
+mod pass;
 mod raw;
 mod script;
 mod server;

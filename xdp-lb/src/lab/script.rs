@@ -70,6 +70,8 @@ pub(super) struct NodeScript {
     pub(super) before: Vec<(String, String)>,
     /// Devices whose offloads have to go
     pub(super) plain: Vec<String>,
+    /// Devices that get an XDP program which passes everything
+    pub(super) passing: Vec<String>,
     /// Commands of ip(8)
     pub(super) ip: Vec<String>,
     /// Settings at the end: key and value
@@ -199,6 +201,9 @@ fn add_link(
         ));
         let node = script.nodes.entry(end.node.clone()).or_default();
         node.plain.push(end.device.clone());
+        if end.receives_xdp {
+            node.passing.push(end.device.clone());
+        }
         bring_up(node, end, role)?;
     }
     script.links.push(format!("link add {} type veth peer {}", halves[0], halves[1]));

@@ -1,7 +1,7 @@
 //! Labs that are up, and their removal when SIGINT or SIGTERM ends the process.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io::{self, Read},
     os::fd::{IntoRawFd, OwnedFd},
     sync::{
@@ -15,7 +15,10 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, si
 
 use super::leftovers;
 
-static LIVE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// What is to be done after a lab's removal.
+type Work = Box<dyn FnOnce() + Send>;
+
+static LIVE: Mutex<BTreeMap<String, Vec<Work>>> = Mutex::new(BTreeMap::new());
 static WATCH: OnceLock<Result<(), i32>> = OnceLock::new();
 /// Where the handler tells the watching thread which signal came.
 static TELL: AtomicI32 = AtomicI32::new(-1);
@@ -26,17 +29,28 @@ const ENDING: [Signal; 2] = [Signal::SIGINT, Signal::SIGTERM];
 pub(super) fn arm(prefix: &str) -> io::Result<()> {
     let watched = WATCH.get_or_init(|| watch().map_err(|e| e.raw_os_error().unwrap_or_default()));
     watched.as_ref().map_err(|errno| io::Error::from_raw_os_error(*errno))?;
-    live().insert(prefix.to_owned());
+    live().entry(prefix.to_owned()).or_default();
     Ok(())
 }
 
-/// The lab is gone, or is to stay.
+/// Adds to what is done once the lab is gone.
+pub(super) fn afterwards(prefix: &str, work: impl FnOnce() + Send + 'static) {
+    live().entry(prefix.to_owned()).or_default().push(Box::new(work));
+}
+
+/// The lab is gone: does what was left for this moment. A signal waits until it is done.
+pub(super) fn finish(prefix: &str) {
+    let mut live = live();
+    live.remove(prefix).into_iter().flatten().for_each(|work| work());
+}
+
+/// The lab is to stay.
 pub(super) fn disarm(prefix: &str) {
     live().remove(prefix);
 }
 
-fn live() -> MutexGuard<'static, BTreeSet<String>> {
-    // A set of strings is whole whatever panicked while it was locked.
+fn live() -> MutexGuard<'static, BTreeMap<String, Vec<Work>>> {
+    // Each entry is whole whatever panicked while the map was locked.
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -47,10 +61,11 @@ fn watch() -> io::Result<()> {
         let mut number = [0];
         if told.read_exact(&mut number).is_ok() {
             // Held to the end, so that nobody builds or removes a lab at the same time.
-            let live = live();
-            for prefix in &*live {
+            let mut live = live();
+            for (prefix, work) in std::mem::take(&mut *live) {
                 // There is nobody left to tell; the next run with this prefix tries again.
-                let _ = leftovers::remove(prefix);
+                let _ = leftovers::remove(&prefix);
+                work.into_iter().for_each(|work| work());
             }
             end_by(i32::from(number[0]));
         }

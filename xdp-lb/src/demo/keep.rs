@@ -1,0 +1,81 @@
+//! What to do in a lab that stays up.
+
+use std::{env, io::Write};
+
+use super::{
+    DemoError,
+    network::{self, BALANCER, BALANCER_PORT, FAR, NEAR, SERVICES, SWITCH},
+    report::Report,
+    stage::Stage,
+};
+
+/// The section.
+pub(super) fn report<W: Write>(
+    report: &mut Report<W>,
+    stage: &Stage,
+    prefix: &str,
+) -> Result<(), DemoError> {
+    let program = env::current_exe().map_err(DemoError::Program)?;
+    let program = program.display();
+    let [web, api, api6] = SERVICES.map(|service| service.frontends());
+    let [b1, ..] = NEAR;
+    let [t1, ..] = FAR;
+    let inside = |node: &str| format!("ip netns exec {prefix}-{node}");
+    let config = stage.places.config(BALANCER);
+    let pins = stage.places.pins(BALANCER);
+    let log = stage.places.log(BALANCER);
+    let clean = if prefix == super::PREFIX { String::new() } else { format!(" --prefix {prefix}") };
+    let blocks = [
+        (
+            "Ask each service",
+            vec![
+                format!("{} curl -s http://{}/ http://{}/", inside("client"), web[0].ip(), web[1]),
+                format!("{} curl -s http://{}/ http://{}/", inside("client"), api[0].ip(), api[1]),
+                format!(
+                    "{} curl -s http://{}/ http://{}/",
+                    inside("client"),
+                    api6[0].ip(),
+                    api6[1]
+                ),
+            ],
+        ),
+        (
+            "Watch all that passes the router, and the balancer's wire (what XDP sends back passes no \
+          capture on its own device, so look at the switch)",
+            vec![
+                format!("{} tcpdump -nei {} tcp", inside("router"), network::near_device()),
+                format!("{} tcpdump -nei {BALANCER_PORT}", inside(SWITCH)),
+            ],
+        ),
+        (
+            "Watch a backend; packets for t1 are shown unwrapped, and on the router's side wrapped",
+            vec![
+                format!("{} tcpdump -ni eth0 port 80", inside(b1.node)),
+                format!("{} tcpdump -ni eth0 port 80", inside(t1.node)),
+                format!(
+                    "{} tcpdump -ni {} 'ip proto 4 or ip proto 41 or ip6 proto 4 or ip6 proto 41'",
+                    inside("router"),
+                    network::far_device()
+                ),
+            ],
+        ),
+        (
+            "Counters, shares and next hops",
+            vec![format!("{program} stats --pin-dir {}", pins.display())],
+        ),
+        (
+            "Change the services: the daemon looks at its file every second, and logs",
+            vec![
+                format!("${{EDITOR:-vi}} {}", config.display()),
+                format!("tail {}", log.display()),
+            ],
+        ),
+        ("Remove it all", vec![format!("{program} demo --clean{clean}")]),
+    ];
+    report.section("The lab stays up")?;
+    for (title, commands) in blocks {
+        report.text(&format!("{title}:"))?;
+        report.commands(&commands)?;
+    }
+    Ok(())
+}

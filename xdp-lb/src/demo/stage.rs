@@ -1,0 +1,295 @@
+//! The demo's lab with its processes: daemons, HTTP servers, their files and pins.
+
+use std::{
+    env, fs, io,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::{
+    DemoError,
+    network::{self, BALANCER, Change, FAR, Host, LB, SERVICES},
+};
+use crate::{
+    lab::{Client, Lab, LabError, Process},
+    pins::Pins,
+    stats::{self, Stats, StatsError},
+};
+
+/// Where BPF file systems are by custom.
+const BPF: &str = "/sys/fs/bpf";
+/// How long anything may take to come about that is a matter of moments.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long nothing is counted any more once traffic has ended.
+const STILL: Duration = Duration::from_millis(100);
+/// How often it is looked whether it has.
+const TURN: Duration = Duration::from_millis(10);
+
+/// Where a demo keeps its files.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    prefix: String,
+}
+
+impl Places {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    /// Configurations and logs.
+    pub(super) fn directory(&self) -> PathBuf {
+        Path::new("/run").join(&self.prefix)
+    }
+
+    pub(super) fn config(&self, node: &str) -> PathBuf {
+        self.directory().join(format!("{node}.yaml"))
+    }
+
+    pub(super) fn log(&self, node: &str) -> PathBuf {
+        self.directory().join(format!("{node}.log"))
+    }
+
+    pub(super) fn pins(&self, node: &str) -> PathBuf {
+        Path::new(BPF).join(format!("{}-{node}", self.prefix))
+    }
+
+    /// Whether an earlier demo has left something.
+    pub(super) fn used(&self) -> bool {
+        self.directory().exists() || !self.pinned().is_empty()
+    }
+
+    fn pinned(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(BPF) else { return Vec::new() };
+        let start = format!("{}-", self.prefix);
+        let ours = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(&start);
+        entries.filter_map(Result::ok).filter(ours).map(|entry| entry.path()).collect()
+    }
+
+    /// Removes pins and files; the processes that use them have ended.
+    pub(super) fn remove(&self) -> Result<(), DemoError> {
+        for directory in self.pinned() {
+            Pins::new(directory).clear()?;
+        }
+        match fs::remove_dir_all(self.directory()) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(DemoError::File { what: "remove", path: self.directory(), source })
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Takes the right to the demo's lab and removes what an earlier one has left.
+pub(super) fn claim(places: &Places) -> Result<Lab, DemoError> {
+    let lab = Lab::new(&places.prefix).map_err(|error| {
+        if matches!(error, LabError::InUse(_)) { DemoError::Running } else { error.into() }
+    })?;
+    places.remove()?;
+    let after = places.clone();
+    // Nobody can be told at that moment; the next demo, or `--clean`, tries again.
+    lab.afterwards(move || drop(after.remove()));
+    Ok(lab)
+}
+
+/// Mounts a BPF file system where there is none; says whether it did.
+pub(super) fn mount_bpf() -> Result<bool, DemoError> {
+    if statfs(BPF).is_ok_and(|status| status.filesystem_type() == BPF_FS_MAGIC) {
+        return Ok(false);
+    }
+    mount(Some("bpf"), BPF, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .map_err(|errno| DemoError::Mount(errno.into()))?;
+    Ok(true)
+}
+
+/// Everything that runs. The lab goes first, so that its processes are asked to end before they
+/// are killed.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) lab: Lab,
+    pub(super) places: Places,
+    running: Vec<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    name: String,
+    log: PathBuf,
+    process: Process,
+}
+
+impl Stage {
+    /// Builds the network and starts everything in it; all of it is ready on return.
+    pub(super) fn set(mut lab: Lab, places: Places) -> Result<Self, DemoError> {
+        lab.add(network::topology())?;
+        let mut stage = Self { lab, places, running: Vec::new() };
+        let directory = stage.places.directory();
+        fs::create_dir_all(&directory).map_err(|source| DemoError::File {
+            what: "create",
+            path: directory,
+            source,
+        })?;
+        stage.configure(BALANCER, &network::balancer(Change::None))?;
+        stage.start_daemon(BALANCER)?;
+        for host in &FAR {
+            stage.configure(host.node, &network::terminator())?;
+            stage.start_daemon(host.node)?;
+        }
+        for service in &SERVICES {
+            for host in &service.hosts {
+                stage.start_server(host)?;
+            }
+        }
+        stage.wait_until_ready()?;
+        Ok(stage)
+    }
+
+    /// Writes a node's configuration, as an editor does: the new file replaces the old one.
+    pub(super) fn configure(&self, node: &str, text: &str) -> Result<(), DemoError> {
+        let path = self.places.config(node);
+        let new = path.with_extension("new");
+        let written = fs::write(&new, text).and_then(|()| fs::rename(&new, &path));
+        written.map_err(|source| DemoError::File { what: "write", path, source })
+    }
+
+    fn start_daemon(&mut self, node: &str) -> Result<(), DemoError> {
+        let mut command = this_program()?;
+        command
+            .args(["run", "--detach-on-exit", "--config"])
+            .arg(self.places.config(node))
+            .arg("--pin-dir")
+            .arg(self.places.pins(node))
+            // These are for the process that started the demo.
+            .env_remove("NOTIFY_SOCKET")
+            .env("XDP_LB_LOG", "info");
+        self.start(node, &format!("the daemon of {node}"), self.places.log(node), command)
+    }
+
+    fn start_server(&mut self, host: &Host) -> Result<(), DemoError> {
+        let name = format!("the HTTP server of {}", host.node);
+        if self.running.iter().any(|one| one.name == name) {
+            return Ok(());
+        }
+        let mut command = this_program()?;
+        command.args(["demo-server", "--name", host.node]);
+        for service in SERVICES.iter().filter(|service| service.hosts.contains(host)) {
+            command.args(service.frontends().map(|frontend| frontend.to_string()));
+        }
+        let log = self.places.log(&format!("{}-http", host.node));
+        self.start(host.node, &name, log, command)
+    }
+
+    fn start(
+        &mut self,
+        node: &str,
+        name: &str,
+        log: PathBuf,
+        mut command: Command,
+    ) -> Result<(), DemoError> {
+        let file = fs::File::create(&log).map_err(|source| DemoError::File {
+            what: "create",
+            path: log.clone(),
+            source,
+        })?;
+        // In a process group of its own, Ctrl-C reaches the demo alone, which then ends the rest.
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        let process = self.lab.ns(node)?.spawn(command)?;
+        self.running.push(Running { name: name.to_owned(), log, process });
+        Ok(())
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), DemoError> {
+        for host in [LB].iter().chain(&FAR) {
+            let what = format!("the daemon of {} to attach", host.node);
+            self.wait_for(&what, |stage| {
+                let stats = stage.stats(host.node).ok()?;
+                (!stats.devices.is_empty()).then_some(())
+            })?;
+        }
+        for service in &SERVICES {
+            for (host, frontend) in
+                service.hosts.iter().flat_map(|host| service.frontends().map(|one| (host, one)))
+            {
+                // From inside its own node: the services are not in use yet.
+                let client = Client::new(self.lab.ns(host.node)?);
+                let what = format!("the HTTP server of {} on {frontend}", host.node);
+                self.wait_for(&what, |_| client.ask(frontend, None).ok())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for something that a moment brings about, and watches the processes meanwhile.
+    pub(super) fn wait_for<T>(
+        &mut self,
+        what: &str,
+        ready: impl Fn(&Self) -> Option<T>,
+    ) -> Result<T, DemoError> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(value) = ready(self) {
+                return Ok(value);
+            }
+            self.watch()?;
+            if Instant::now() >= end {
+                return Err(DemoError::Late { what: what.to_owned(), limit: PATIENCE });
+            }
+            thread::sleep(TURN);
+        }
+    }
+
+    /// Waits until the balancer has counted nothing new for a moment: the last packets of closing
+    /// connections come after their clients have their answers.
+    pub(super) fn wait_until_still(&mut self) -> Result<(), DemoError> {
+        let counted = |stage: &Self| -> Result<u64, StatsError> {
+            let stats = stage.stats(BALANCER)?;
+            Ok(stats.frontends.iter().map(|one| one.packets).sum())
+        };
+        self.wait_for("the traffic to end", |stage| {
+            let before = counted(stage).ok()?;
+            thread::sleep(STILL);
+            (counted(stage).ok()? == before).then_some(())
+        })
+    }
+
+    /// An error once a process has ended that should not have.
+    fn watch(&mut self) -> Result<(), DemoError> {
+        for one in &mut self.running {
+            if let Some(status) = one.process.ended() {
+                let log = fs::read_to_string(&one.log).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                let last = lines[lines.len().saturating_sub(5)..].join("\n  ");
+                return Err(DemoError::Ended { name: one.name.clone(), status, last });
+            }
+        }
+        Ok(())
+    }
+
+    /// The counters of a node's data path.
+    pub(super) fn stats(&self, node: &str) -> Result<Stats, StatsError> {
+        stats::read(&Pins::new(self.places.pins(node)))
+    }
+
+    /// A client in the client's node.
+    pub(super) fn client(&self) -> Result<Client, DemoError> {
+        Ok(Client::new(self.lab.ns("client")?))
+    }
+
+    /// Leaves everything up.
+    pub(super) fn keep(self) {
+        self.running.into_iter().for_each(|one| one.process.keep());
+        self.lab.keep();
+    }
+}
+
+/// A command that runs this program again.
+fn this_program() -> Result<Command, DemoError> {
+    Ok(Command::new(env::current_exe().map_err(DemoError::Program)?))
+}
