@@ -25,7 +25,7 @@ pub(super) fn download(stage: &Stage) -> Result<u64, DemoError> {
 }
 
 /// Packets and bytes of one direction of a frontend's connections.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Sum {
     packets: usize,
     bytes: usize,
@@ -48,27 +48,25 @@ pub(super) fn report<W: Write>(
     report.section("Answers bypass the balancer")?;
     report.text(&format!(
         "The client has also downloaded {} bytes from the six frontends, and found each byte right. \
-         All packets of all connections so far, with the \
-         frames' bytes:",
+         All packets of all connections so far, and \
+         their bytes of IP:",
         number(downloads)
     ))?;
     report.gap()?;
     let mut requests: BTreeMap<SocketAddr, Sum> = BTreeMap::new();
     let mut answers: BTreeMap<SocketAddr, Sum> = BTreeMap::new();
-    for (sent, length, segment) in wires.segments(wire::CLIENT) {
+    for (sent, segment) in wires.segments(wire::CLIENT) {
         if sent {
-            requests.entry(segment.destination).or_default().add(length);
+            requests.entry(segment.destination).or_default().add(segment.length);
         } else {
-            answers.entry(segment.source).or_default().add(length);
+            answers.entry(segment.source).or_default().add(segment.length);
         }
     }
     let ours = |one: SocketAddr| SERVICES.iter().any(|service| service.frontends().contains(&one));
-    let through = wires.segments(wire::BALANCER).filter(|(_, _, one)| ours(one.source)).count();
+    let through = wires.segments(wire::BALANCER).filter(|(_, one)| ours(one.source)).count();
     let routed = [wire::near(), wire::far()].map(|point| {
-        let all = wires.segments(point).filter(|(sent, _, one)| !sent && ours(one.source));
-        all.fold((0, 0), |(all, lb), (_, _, one)| {
-            (all + 1, lb + usize::from(one.sender == BALANCER))
-        })
+        let all = wires.segments(point).filter(|(sent, one)| !sent && ours(one.source));
+        all.fold((0, 0), |(all, lb), (_, one)| (all + 1, lb + usize::from(one.sender == BALANCER)))
     });
     let routed = routed.iter().fold((0_usize, 0_usize), |sum, one| (sum.0 + one.0, sum.1 + one.1));
 
@@ -92,7 +90,7 @@ pub(super) fn report<W: Write>(
         });
         let sent = requests.get(&frontend).copied().unwrap_or_default();
         let answered = answers.get(&frontend).copied().unwrap_or_default();
-        equal += usize::from(sent.packets == forwarded.packets && sent.packets > 0);
+        equal += usize::from(sent == forwarded && sent.packets > 0);
         for (sum, one) in sums.iter_mut().zip([sent, forwarded, answered]) {
             sum.packets += one.packets;
             sum.bytes += one.bytes;
@@ -106,8 +104,8 @@ pub(super) fn report<W: Write>(
     report.check(
         equal == 2 * SERVICES.len(),
         &format!(
-            "the balancer's counters: it forwarded {} packets, and the client sent {}; equal for \
-             {equal} of {} frontends",
+            "the balancer's counters: it forwarded {} packets, and the client sent {}; equal in packets and \
+             bytes for {equal} of {} frontends",
             number(forwarded.packets),
             number(sent.packets),
             2 * SERVICES.len()

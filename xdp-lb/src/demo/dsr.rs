@@ -24,6 +24,10 @@ pub(super) fn run<W: Write>(report: &mut Report<W>, options: &Options) -> Result
     let places = Places::new(&options.prefix);
     let used = places.used();
     let lab = stage::claim(&places)?;
+    report.heading(&format!(
+        "xdp-lb {}: real connections through a real balancer, in network namespaces",
+        env!("CARGO_PKG_VERSION")
+    ))?;
     report.section("Network")?;
     if used {
         report.text("(Removed first: what an earlier demo left.)")?;
@@ -194,13 +198,14 @@ fn spread<W: Write>(
     )?;
     report.check(
         as_named == all,
-        &format!("{as_named} of {all} at the very backend that the connection's slot names"),
+        &format!("{as_named} of {all} went to the very backend that the Maglev table names for their hash"),
     )?;
     let [client4, client6] = CLIENT;
     report.check(
         seen == all,
         &format!(
-            "{seen} of {all} backends saw the client's own address, {client4} or {client6}, and its port"
+            "{seen} of {all} times the backend saw the client's own address and port ({client4} or \
+             {client6})"
         ),
     )?;
     Ok(examples)

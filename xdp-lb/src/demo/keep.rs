@@ -1,6 +1,6 @@
 //! What to do in a lab that stays up.
 
-use std::{env, io::Write};
+use std::{env, io::Write, net::SocketAddr};
 
 use super::{
     DemoError,
@@ -21,24 +21,16 @@ pub(super) fn report<W: Write>(
     let [b1, ..] = NEAR;
     let [t1, ..] = FAR;
     let inside = |node: &str| format!("ip netns exec {prefix}-{node}");
+    let curl = |[v4, v6]: [SocketAddr; 2]| {
+        let inside = inside("client");
+        format!("{inside} curl -s 'http://{}/' 'http://[{}]/'", v4.ip(), v6.ip())
+    };
     let config = stage.places.config(BALANCER);
     let pins = stage.places.pins(BALANCER);
     let log = stage.places.log(BALANCER);
     let clean = if prefix == super::PREFIX { String::new() } else { format!(" --prefix {prefix}") };
     let blocks = [
-        (
-            "Ask each service",
-            vec![
-                format!("{} curl -s http://{}/ http://{}/", inside("client"), web[0].ip(), web[1]),
-                format!("{} curl -s http://{}/ http://{}/", inside("client"), api[0].ip(), api[1]),
-                format!(
-                    "{} curl -s http://{}/ http://{}/",
-                    inside("client"),
-                    api6[0].ip(),
-                    api6[1]
-                ),
-            ],
-        ),
+        ("Ask each service", vec![curl(web), curl(api), curl(api6)]),
         (
             "Watch all that passes the router, and the balancer's wire (what XDP sends back passes no \
           capture on its own device, so look at the switch)",

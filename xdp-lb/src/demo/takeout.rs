@@ -81,7 +81,10 @@ pub(super) fn report<W: Write>(report: &mut Report<W>, stage: &mut Stage) -> Res
         let took = apply(stage, &service, out, *change)?;
         let ports = HELD.end() + number * NEW..=HELD.end() + number * NEW + NEW - 1;
         let seen = look(&client, &service, out, &mut open, ports)?;
-        let of = |(part, whole): (usize, usize)| format!("{part} of {whole}");
+        let of = |(part, whole): (usize, usize)| match whole {
+            0 => "none left".to_owned(),
+            _ => format!("{part} of {whole}"),
+        };
         table.row([
             name,
             &format!("{:.1} s", took.as_secs_f64()),

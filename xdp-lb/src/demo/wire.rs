@@ -73,6 +73,8 @@ pub(super) struct Segment {
     pub(super) tunnel: Option<(IpAddr, IpAddr)>,
     pub(super) source: SocketAddr,
     pub(super) destination: SocketAddr,
+    /// Bytes of IP, the outer header included
+    pub(super) length: usize,
     flags: u8,
     /// The innermost packet, from its IP header on
     packet: Vec<u8>,
@@ -86,8 +88,10 @@ impl Segment {
         let (from, to) = (segment.get(..2)?, segment.get(2..4)?);
         let port = |field: &[u8]| u16::from_be_bytes([field[0], field[1]]);
         let ip = frame.headers.last()?;
-        let outer = frame.headers.first().filter(|_| frame.headers.len() > 1);
+        let first = frame.headers.first()?;
+        let outer = Some(first).filter(|_| frame.headers.len() > 1);
         Some(Self {
+            length: first.header.len() + first.payload.len(),
             sender: network::owner(frame.source),
             receiver: network::owner(frame.destination),
             tunnel: outer.map(|outer| (outer.source, outer.destination)),
@@ -105,12 +109,10 @@ impl Wires {
         self.0.get(&point).map(|recording| recording.frames.as_slice()).unwrap_or_default()
     }
 
-    /// The TCP segments at one point, with whether the device there sent them and how long their
-    /// frames are.
-    pub(super) fn segments(&self, point: Point) -> impl Iterator<Item = (bool, usize, Segment)> {
-        self.frames(point)
-            .iter()
-            .filter_map(|frame| Some((frame.sent, frame.bytes.len(), Segment::read(&frame.bytes)?)))
+    /// The TCP segments at one point, with whether the device there sent them.
+    pub(super) fn segments(&self, point: Point) -> impl Iterator<Item = (bool, Segment)> {
+        let frames = self.frames(point).iter();
+        frames.filter_map(|frame| Some((frame.sent, Segment::read(&frame.bytes)?)))
     }
 
     /// The first frame of a connection's opening, or of the answer to it, with its description.
@@ -239,7 +241,7 @@ pub(super) fn report<W: Write>(
     report.section("What the packets look like")?;
     report.text(
         "The opening of one connection to each frontend, and its answer, as captured: who put the \
-         frame on the wire → whom it is for, then its headers.",
+         frame on the wire → whom it is for, by its MAC addresses; then its IP headers.",
     )?;
     let mut good = 0;
     for example in examples {

@@ -296,11 +296,15 @@ mod tests {
             switch("s"),
             link(
                 end("a", "eth0").addr("10.0.0.1/24").addr("2001:db8::1/64").mtu(9000),
-                end("s", "p1").mac("02:00:00:00:00:09"),
+                end("s", "p1").mac("02:00:00:00:00:09").receives_xdp(),
             ),
         ])
         .unwrap();
         assert_eq!(script.create, ["a", "s"]);
+        assert_eq!(
+            (&script.nodes["a"].passing[..], &script.nodes["s"].passing[..]),
+            (&[][..], &["p1".to_owned()][..])
+        );
         assert_eq!(
             script.links,
             ["link add name eth0 mtu 9000 address 02:4c:42:00:01:01 netns t-a \
