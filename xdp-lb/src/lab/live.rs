@@ -11,6 +11,7 @@ use super::{
     LabError, Namespace,
     leftovers::{self, Claim, SEPARATOR},
     namespace::finish,
+    receive,
     script::{Known, NodeScript, script},
     signals,
     topology::Item,
@@ -150,6 +151,7 @@ fn furnish(space: &Namespace, inside: NodeScript) -> Result<(), LabError> {
     // With room for one byte GRO merges nothing, and captures show each frame as it came.
     let apart = inside.plain.iter().map(|dev| format!("link set dev {dev} gro_max_size 1"));
     batch(space.command("ip"), apart.chain(inside.ip))?;
+    receive::pass(space, &inside.receive)?;
     set(space, &inside.after)
 }
 

@@ -49,6 +49,7 @@ mod leftovers;
 mod live;
 mod namespace;
 mod raw;
+mod receive;
 mod script;
 mod server;
 mod signals;

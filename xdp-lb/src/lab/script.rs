@@ -70,6 +70,8 @@ pub(super) struct NodeScript {
     pub(super) before: Vec<(String, String)>,
     /// Devices whose offloads have to go
     pub(super) plain: Vec<String>,
+    /// Those of them that receive what an XDP program at the other end sends back
+    pub(super) receive: Vec<String>,
     /// Commands of ip(8)
     pub(super) ip: Vec<String>,
     /// Settings at the end: key and value
@@ -211,7 +213,10 @@ fn bring_up(node: &mut NodeScript, end: &End, role: Role) -> Result<(), String> 
         Role::Switch if !end.addresses.is_empty() => {
             return Err("a switch has no addresses".into());
         }
-        Role::Switch => node.ip.push(format!("link set dev {device} master {BRIDGE}")),
+        Role::Switch => {
+            node.ip.push(format!("link set dev {device} master {BRIDGE}"));
+            node.receive.push(device.clone());
+        }
         Role::Host | Role::Router => {}
     }
     node.ip.push(format!("link set dev {device} up"));
@@ -314,6 +319,8 @@ mod tests {
             script.nodes["s"].ip[2..],
             ["link set dev br0 up", "link set dev p1 master br0", "link set dev p1 up"]
         );
+        assert_eq!(script.nodes["s"].receive, ["p1"]);
+        assert!(script.nodes["a"].receive.is_empty());
     }
 
     #[test]

@@ -87,8 +87,9 @@ fn node(name: &str, role: Role) -> Item {
     Item(Kind::Node { name: name.to_owned(), role })
 }
 
-/// A cable: a pair of veth devices, both up. Either end receives frames that XDP sends or
-/// redirects to it.
+/// A cable: a pair of veth devices, both up. Either end receives frames that XDP redirects to it.
+/// Frames that an XDP program sends back the way they came (`XDP_TX`) reach only a switch's port, or
+/// a device that [`super::Namespace::receive_xdp`] has prepared.
 pub fn link(a: End, b: End) -> Item {
     Item(Kind::Link { ends: [a, b] })
 }
