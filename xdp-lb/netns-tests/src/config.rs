@@ -93,10 +93,8 @@ pub fn config_with(devices: &[(&str, &str)], services: &[Service], more: &str) -
         let _ = writeln!(text, "    frontends:");
         for (address, protocol) in &service.frontends {
             let (ip, port) = (address.ip(), address.port());
-            let _ = writeln!(
-                text,
-                "      - {{address: \"{ip}\", port: {port}, protocol: {protocol}}}"
-            );
+            let _ =
+                writeln!(text, "      - {{address: \"{ip}\", port: {port}, protocol: {protocol}}}");
         }
         let _ = writeln!(text, "    backends:");
         for (address, weight) in &service.backends {

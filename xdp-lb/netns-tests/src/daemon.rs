@@ -124,12 +124,8 @@ pub fn run(
 
 /// Runs the command until it ends, which it must do by itself.
 pub fn run_here(mut command: Command) -> Ended {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let log = Log::default();
     let reader = log.follow(child.stderr.take().unwrap());
     let end = Instant::now() + PATIENCE;
@@ -191,6 +187,15 @@ impl Daemon {
         self.wait_for(before, "configuration reloaded");
         let reloaded = before + self.log()[before..].find("configuration reloaded").unwrap();
         self.wait_for(reloaded, "tables written");
+    }
+
+    /// Replaces the configuration file, asks to reload it, and waits for what the daemon must say
+    /// about a device.
+    pub fn reload_devices(&mut self, config: &str, said: &str) {
+        let before = self.log().len();
+        self.write(config);
+        self.signal(Signal::SIGHUP);
+        self.wait_for(before, said);
     }
 
     /// Sends a signal.

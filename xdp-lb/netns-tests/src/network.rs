@@ -108,7 +108,8 @@ pub fn network(near: u8, far: u8) -> Vec<Item> {
             items.push(route(&name, "0.0.0.0/0", &format!("10.0.{number}.1")));
             items.push(route(&name, "::/0", &format!("2001:db8:2:{number}::1")));
             if name != "balancer" {
-                items.extend([V4, V6, V4_OVER_6, V6_OVER_4].map(|one| vip(&name, &one.to_string())));
+                items
+                    .extend([V4, V6, V4_OVER_6, V6_OVER_4].map(|one| vip(&name, &one.to_string())));
             }
         }
     }
@@ -178,16 +179,14 @@ impl Net {
 
     /// A daemon in a node, serving.
     pub fn daemon(&self, node: &str, config: &str) -> Daemon {
-        run(&self.scratch, self.ns(node), node, config, &[]).unwrap_or_else(|ended| panic!("{ended}"))
+        run(&self.scratch, self.ns(node), node, config, &[])
+            .unwrap_or_else(|ended| panic!("{ended}"))
     }
 
     /// Daemons that unwrap tunnel packets in these nodes.
     pub fn terminate(&self, nodes: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<Daemon> {
-        let peers = format!(
-            "terminate: {{peers: [{}, \"{}\"]}}",
-            crate::SOURCE_V4,
-            crate::SOURCE_V6
-        );
+        let peers =
+            format!("terminate: {{peers: [{}, \"{}\"]}}", crate::SOURCE_V4, crate::SOURCE_V6);
         let config = config_with(&[("eth0", "native")], &[], &peers);
         nodes.into_iter().map(|node| self.daemon(node.as_ref(), &config)).collect()
     }

@@ -39,8 +39,7 @@ impl Prediction {
     pub fn backend(&self, client: SocketAddr) -> IpAddr {
         let (low, high) = HASH_KEY.split_at(8);
         let key = [low, high].map(|half| u64::from_le_bytes(half.try_into().unwrap()));
-        let (source, destination) =
-            (Address::from(client.ip()), Address::from(self.frontend.ip()));
+        let (source, destination) = (Address::from(client.ip()), Address::from(self.frontend.ip()));
         let ports = (client.port(), self.frontend.port());
         let hash = FlowKey::new(source, destination, ports, self.protocol.number()).hash(key);
         let slots = self.table.slots();

@@ -9,8 +9,7 @@ use std::{
 
 use xdp_lb::lab::ip;
 use xdp_lb_netns_tests::{
-    Net, Prediction, Service, V4, V6, config, host_name, near, near6, network, vip_at,
-    without_root,
+    Net, Prediction, Service, V4, V6, config, host_name, near, near6, network, vip_at, without_root,
 };
 use xdp_lb_plan::model::Protocol;
 
@@ -68,9 +67,9 @@ fn ten_thousand_connections_go_where_the_table_says() {
     let weights = [1, 2, 5, 0];
     let with_weights = |name: &str, frontend, backend: fn(u8) -> IpAddr| {
         let service = Service::new(name, "l2").tcp(frontend);
-        (1..).zip(weights).fold(service, |service, (n, weight)| {
-            service.weighted(backend(n), weight)
-        })
+        (1..)
+            .zip(weights)
+            .fold(service, |service, (n, weight)| service.weighted(backend(n), weight))
     };
     let services = [
         Service::new("four", "l2").tcp(four).backends((1..=5).map(near)),
@@ -111,10 +110,9 @@ fn datagrams_go_where_the_table_says() {
         return;
     }
     let net = Net::up("xlbnspreadudp", network(3, 0));
-    for (frontend, backends) in [
-        (vip_at(V4, 53), [1, 2, 3].map(near)),
-        (vip_at(V6, 53), [1, 2, 3].map(near6)),
-    ] {
+    for (frontend, backends) in
+        [(vip_at(V4, 53), [1, 2, 3].map(near)), (vip_at(V6, 53), [1, 2, 3].map(near6))]
+    {
         let service = Service::new("dns", "l2").udp(frontend).backends(backends);
         let _daemon = net.balance(&config(std::slice::from_ref(&service)));
         let _servers = net.serve(["b1", "b2", "b3"], &[frontend]);

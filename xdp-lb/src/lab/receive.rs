@@ -31,9 +31,7 @@ pub(super) fn pass(space: &Namespace, devices: &[String]) -> Result<(), LabError
     let failed = || LabError::system(format!("attach a passing XDP program in {}", space.name()));
     let mut ebpf = Ebpf::load(OBJECT).map_err(io::Error::other).map_err(failed())?;
     let program = passing(&mut ebpf).map_err(failed())?;
-    space
-        .run(|| devices.iter().try_for_each(|device| attach(device, &program)))?
-        .map_err(failed())
+    space.run(|| devices.iter().try_for_each(|device| attach(device, &program)))?.map_err(failed())
 }
 
 fn passing(ebpf: &mut Ebpf) -> io::Result<OwnedFd> {
@@ -100,4 +98,20 @@ fn request(index: u32, program: i32) -> Vec<u8> {
         &[0; 8],
     ];
     [head.concat(), body].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_states_its_own_lengths() {
+        let bytes = request(7, 5);
+        assert_eq!(bytes.len(), 16 + 16 + 4 + 8 + 8);
+        assert_eq!(bytes[..4], 52_u32.to_ne_bytes());
+        assert_eq!(bytes[20..24], 7_u32.to_ne_bytes());
+        assert_eq!(bytes[32..36], [20_u16.to_ne_bytes(), 0x802b_u16.to_ne_bytes()].concat());
+        assert_eq!(bytes[40..44], 5_u32.to_ne_bytes());
+        assert_eq!(bytes[48..], 4_u32.to_ne_bytes());
+    }
 }
