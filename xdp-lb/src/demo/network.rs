@@ -207,9 +207,7 @@ pub(super) fn topology() -> Vec<Item> {
     }
     for one in [LB].iter().chain(&NEAR).chain(&FAR) {
         items.push(host(one.node));
-        // The balancer sends back what came in, by XDP.
         let port = end(one.segment.switch(), one.node);
-        let port = if *one == LB { port.receives_xdp() } else { port };
         items.push(link(at(end(one.node, "eth0"), one), port));
         let router = one.segment.router();
         items.push(route(one.node, "0.0.0.0/0", &router.v4().to_string()));

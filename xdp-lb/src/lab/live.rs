@@ -11,7 +11,7 @@ use super::{
     LabError, Namespace,
     leftovers::{self, Claim, SEPARATOR},
     namespace::finish,
-    pass,
+    receive,
     script::{Known, NodeScript, script},
     signals,
     topology::Item,
@@ -159,10 +159,7 @@ fn furnish(space: &Namespace, inside: NodeScript) -> Result<(), LabError> {
     // With room for one byte GRO merges nothing, and captures show each frame as it came.
     let apart = inside.plain.iter().map(|dev| format!("link set dev {dev} gro_max_size 1"));
     batch(space.command("ip"), apart.chain(inside.ip))?;
-    for device in &inside.passing {
-        let failed = || format!("attach an XDP program to {device} in {}", space.name());
-        space.run(|| pass::attach(device))?.map_err(LabError::system(failed()))?;
-    }
+    receive::pass(space, &inside.receive)?;
     set(space, &inside.after)
 }
 

@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::LabError;
+use super::{LabError, receive};
 
 /// Where ip(8) keeps the names of namespaces.
 pub(super) const NAMES: &str = "/run/netns";
@@ -86,6 +86,12 @@ impl Namespace {
         // SAFETY: between fork and exec only async-signal-safe calls are allowed; this is one
         // system call on a descriptor that the command keeps open.
         unsafe { command.pre_exec(enter) };
+    }
+
+    /// Lets `device` receive what an XDP program at the other end of its cable sends back, as a
+    /// switch's ports do anyway.
+    pub fn receive_xdp(&self, device: &str) -> Result<(), LabError> {
+        receive::pass(self, &[device.to_owned()])
     }
 
     /// Runs one command of ip(8) inside, without the word `ip`, and returns what it printed.

@@ -70,8 +70,8 @@ pub(super) struct NodeScript {
     pub(super) before: Vec<(String, String)>,
     /// Devices whose offloads have to go
     pub(super) plain: Vec<String>,
-    /// Devices that get an XDP program which passes everything
-    pub(super) passing: Vec<String>,
+    /// Those of them that receive what an XDP program at the other end sends back
+    pub(super) receive: Vec<String>,
     /// Commands of ip(8)
     pub(super) ip: Vec<String>,
     /// Settings at the end: key and value
@@ -201,9 +201,6 @@ fn add_link(
         ));
         let node = script.nodes.entry(end.node.clone()).or_default();
         node.plain.push(end.device.clone());
-        if end.receives_xdp {
-            node.passing.push(end.device.clone());
-        }
         bring_up(node, end, role)?;
     }
     script.links.push(format!("link add {} type veth peer {}", halves[0], halves[1]));
@@ -216,7 +213,10 @@ fn bring_up(node: &mut NodeScript, end: &End, role: Role) -> Result<(), String> 
         Role::Switch if !end.addresses.is_empty() => {
             return Err("a switch has no addresses".into());
         }
-        Role::Switch => node.ip.push(format!("link set dev {device} master {BRIDGE}")),
+        Role::Switch => {
+            node.ip.push(format!("link set dev {device} master {BRIDGE}"));
+            node.receive.push(device.clone());
+        }
         Role::Host | Role::Router => {}
     }
     node.ip.push(format!("link set dev {device} up"));
@@ -296,13 +296,13 @@ mod tests {
             switch("s"),
             link(
                 end("a", "eth0").addr("10.0.0.1/24").addr("2001:db8::1/64").mtu(9000),
-                end("s", "p1").mac("02:00:00:00:00:09").receives_xdp(),
+                end("s", "p1").mac("02:00:00:00:00:09"),
             ),
         ])
         .unwrap();
         assert_eq!(script.create, ["a", "s"]);
         assert_eq!(
-            (&script.nodes["a"].passing[..], &script.nodes["s"].passing[..]),
+            (&script.nodes["a"].receive[..], &script.nodes["s"].receive[..]),
             (&[][..], &["p1".to_owned()][..])
         );
         assert_eq!(
@@ -323,6 +323,8 @@ mod tests {
             script.nodes["s"].ip[2..],
             ["link set dev br0 up", "link set dev p1 master br0", "link set dev p1 up"]
         );
+        assert_eq!(script.nodes["s"].receive, ["p1"]);
+        assert!(script.nodes["a"].receive.is_empty());
     }
 
     #[test]

@@ -34,7 +34,6 @@ pub struct End {
     pub(super) mac: Option<String>,
     pub(super) mtu: Option<u16>,
     pub(super) addresses: Vec<String>,
-    pub(super) receives_xdp: bool,
 }
 
 impl End {
@@ -55,14 +54,6 @@ impl End {
         self.mtu = Some(mtu);
         self
     }
-
-    /// Lets native XDP at the other end send back what came in there (`XDP_TX`): puts an XDP
-    /// program on this end that passes everything, without which such frames lie in a queue until
-    /// other frames come. What XDP redirects arrives without it too.
-    pub fn receives_xdp(mut self) -> Self {
-        self.receives_xdp = true;
-        self
-    }
 }
 
 /// A device named `device` (at most 15 bytes) in `node`.
@@ -73,7 +64,6 @@ pub fn end(node: &str, device: &str) -> End {
         mac: None,
         mtu: None,
         addresses: Vec::new(),
-        receives_xdp: false,
     }
 }
 
@@ -97,8 +87,9 @@ fn node(name: &str, role: Role) -> Item {
     Item(Kind::Node { name: name.to_owned(), role })
 }
 
-/// A cable: a pair of veth devices, both up. Either end receives frames that XDP redirects to it; see
-/// [`End::receives_xdp`] for those that XDP sends back.
+/// A cable: a pair of veth devices, both up. Either end receives frames that XDP redirects to it.
+/// Frames that an XDP program sends back the way they came (`XDP_TX`) reach only a switch's port, or
+/// a device that [`super::Namespace::receive_xdp`] has prepared.
 pub fn link(a: End, b: End) -> Item {
     Item(Kind::Link { ends: [a, b] })
 }

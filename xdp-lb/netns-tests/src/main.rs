@@ -1,0 +1,10 @@
+//! The daemon under test: the `xdp-lb` command, built with the tests.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use xdp_lb::cli::Cli;
+
+fn main() -> ExitCode {
+    Cli::parse().run()
+}
