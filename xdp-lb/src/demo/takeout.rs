@@ -170,23 +170,16 @@ enum State {
 fn state(stats: &Stats, service: &Service, frontend: SocketAddr, host: Host) -> State {
     let name = format!("{frontend}/TCP");
     let backend = SocketAddr::new(service.address(&host), PORT).to_string();
-    let slots = stats
+    let mut shares = stats
         .frontends
         .iter()
         .filter(|one| one.frontend == name)
         .flat_map(|one| &one.backends)
-        .filter(|one| one.backend == backend)
-        .map(|one| one.slots)
-        .sum::<usize>();
-    // A record that flows of the handover still name stays for a while, without a way to go.
-    let reachable = stats
-        .backends
-        .iter()
-        .any(|one| one.backend == backend && one.mode == service.mode && one.next_hop.is_some());
-    match (slots, reachable) {
-        (0, false) => State::Gone,
-        (0, true) => State::Drained,
-        _ => State::Serves,
+        .filter(|one| one.backend == backend);
+    match shares.next().map(|one| one.slots) {
+        None => State::Gone,
+        Some(0) => State::Drained,
+        Some(_) => State::Serves,
     }
 }
 
