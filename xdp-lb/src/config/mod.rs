@@ -124,7 +124,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { frontends: 16_384, backends: 131_072, slots: 16_777_216, flows: 1_048_576 }
+        Self { frontends: 16_384, backends: 131_072, slots: 16_777_216, flows: 262_144 }
     }
 }
 
