@@ -44,15 +44,20 @@ pub(super) fn run<W: Write>(report: &mut Report<W>, options: &Options) -> Result
     let oracle = Oracle::read(&Pins::new(stage.places.pins(BALANCER)))?;
     let mut examples = Vec::new();
     for service in &SERVICES {
-        examples.extend(spread(report, &stage, &oracle, service)?);
+        examples.extend(spread(report, &mut stage, &oracle, service)?);
     }
-    let downloads = bypass::download(&stage)?;
-    let wires = wire::stop(&mut stage, captures)?;
-    bypass::report(report, &stage, &wires, downloads)?;
-    wire::report(report, &wires, &examples)?;
-    drop(wires);
-    takeout::report(report, &mut stage)?;
-
+    if report.has_failed() {
+        report.gap()?;
+        report.text("The rest is left out, since it needs what has failed.")?;
+    } else {
+        let downloads = bypass::download(&stage)?;
+        let wires = wire::stop(&mut stage, captures)?;
+        bypass::report(report, &stage, &wires, downloads)?;
+        wire::report(report, &wires, &examples)?;
+        drop(wires);
+        takeout::report(report, &mut stage)?;
+    }
+    stage.watch()?;
     if options.keep {
         keep::report(report, &stage, &options.prefix)?;
         stage.keep();
@@ -131,18 +136,17 @@ fn running<W: Write>(report: &mut Report<W>, stage: &Stage, seconds: f64) -> Res
 /// Makes the connections to one service; shows who served them.
 fn spread<W: Write>(
     report: &mut Report<W>,
-    stage: &Stage,
+    stage: &mut Stage,
     oracle: &Oracle,
     service: &Service,
 ) -> Result<Vec<Example>, DemoError> {
     let [v4, v6] = service.frontends();
     report.section(&format!("Service {}, mode {}: {v4} and {v6}", service.name, service.mode))?;
-    let client = stage.client()?;
     let ports = FIRST_PORT..=FIRST_PORT + CONNECTIONS - 1;
     let mut tallies = Vec::new();
     let mut examples = Vec::new();
     for (frontend, address) in service.frontends().into_iter().zip(CLIENT) {
-        let outcomes = client.ask_each(frontend, ports.clone())?;
+        let outcomes = stage.ask_each(frontend, ports.clone())?;
         let mut tally = Tally::default();
         for outcome in &outcomes {
             let from = SocketAddr::new(address, outcome.port);
@@ -187,24 +191,26 @@ fn spread<W: Write>(
     let all = 2 * total;
     let (answered, as_named, seen) =
         (sum(|one| one.answered), sum(|one| one.as_named), sum(|one| one.seen));
+    stage.watch()?;
+    let name = service.name;
     if let Some(error) = tallies.iter().find_map(|one| one.error.as_ref()) {
         report.text(&format!("The first failure: {error}"))?;
     }
     report.check(
         answered == all,
         &format!(
-            "{answered} of {all} HTTP requests were answered, each on a connection of its own"
+            "{name}: {answered} of {all} HTTP requests were answered, each on a connection of its own"
         ),
     )?;
     report.check(
         as_named == all,
-        &format!("{as_named} of {all} went to the very backend that the Maglev table names for their hash"),
+        &format!("{name}: {as_named} of {all} went to the very backend that the Maglev table names for their hash"),
     )?;
     let [client4, client6] = CLIENT;
     report.check(
         seen == all,
         &format!(
-            "{seen} of {all} times the backend saw the client's own address and port ({client4} or \
+            "{name}: {seen} of {all} times the backend saw the client's own address and port ({client4} or \
              {client6})"
         ),
     )?;
