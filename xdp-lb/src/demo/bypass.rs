@@ -104,8 +104,8 @@ pub(super) fn report<W: Write>(
     report.check(
         equal == 2 * SERVICES.len(),
         &format!(
-            "the balancer's counters: it forwarded {} packets, and the client sent {}; equal in packets and \
-             bytes for {equal} of {} frontends",
+            "the balancer's counters: it forwarded {} packets, and the client sent \
+             {}; equal in packets and bytes for {equal} of {} frontends",
             number(forwarded.packets),
             number(sent.packets),
             2 * SERVICES.len()

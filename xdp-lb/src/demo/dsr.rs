@@ -204,7 +204,10 @@ fn spread<W: Write>(
     )?;
     report.check(
         as_named == all,
-        &format!("{name}: {as_named} of {all} went to the very backend that the Maglev table names for their hash"),
+        &format!(
+            "{name}: {as_named} of {all} went to the very backend that the Maglev table names for \
+             their hash"
+        ),
     )?;
     let [client4, client6] = CLIENT;
     report.check(
