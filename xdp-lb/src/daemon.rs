@@ -8,7 +8,7 @@
 //! Whatever fails later, the last good state stays in the kernel.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     path::PathBuf,
     sync::Arc,
@@ -267,13 +267,9 @@ impl Daemon {
 
     fn tell_unreachable(&mut self, view: &View) {
         let mut now = BTreeMap::new();
-        // Records of backends that were removed stay for a while; nobody misses a path to them.
-        let wanted = topology::destinations(&self.config);
         for (_, key, _) in self.planner.backends() {
             let address = key.identity.address;
-            if wanted.contains(&address)
-                && let Err(why) = topology::usable(key, view, &self.slots, &self.config.tunnel)
-            {
+            if let Err(why) = topology::usable(key, view, &self.slots, &self.config.tunnel) {
                 now.insert(address.to_string(), why.to_string());
             }
         }
@@ -282,11 +278,8 @@ impl Daemon {
                 warn!("no path to {address}: {why}");
             }
         }
-        let wanted: BTreeSet<String> = wanted.iter().map(ToString::to_string).collect();
-        for address in self.told.unreachable.keys() {
-            if !now.contains_key(address) && wanted.contains(address) {
-                info!("there is a path to {address} again");
-            }
+        for address in self.told.unreachable.keys().filter(|address| !now.contains_key(*address)) {
+            info!("there is a path to {address} again");
         }
         self.told.unreachable = now;
     }
