@@ -47,9 +47,8 @@ pub(super) fn report<W: Write>(
 ) -> Result<(), DemoError> {
     report.section("Answers bypass the balancer")?;
     report.text(&format!(
-        "The client has also downloaded {} bytes from the six frontends, and found each byte right. \
-         All packets of all connections so far, and \
-         their bytes of IP:",
+        "The client has also downloaded {} bytes from the six frontends, and found each byte \
+         right. All packets of all connections so far, and their bytes of IP:",
         number(downloads)
     ))?;
     report.gap()?;

@@ -125,8 +125,8 @@ fn running<W: Write>(report: &mut Report<W>, stage: &Stage, seconds: f64) -> Res
     report.check(
         native == total && found == 2 * SERVICES.len(),
         &format!(
-            "network, {total} daemons and {} HTTP servers were up after {seconds:.1} s; {native} of \
-             {total} devices run native XDP, {found} frontends are served",
+            "network, {total} daemons and {} HTTP servers were up after {seconds:.1} s; \
+             {native} of {total} devices run native XDP, {found} frontends are served",
             2 * FAR.len()
         ),
     )?;
@@ -199,7 +199,8 @@ fn spread<W: Write>(
     report.check(
         answered == all,
         &format!(
-            "{name}: {answered} of {all} HTTP requests were answered, each on a connection of its own"
+            "{name}: {answered} of {all} HTTP requests were answered, each on a connection of its \
+             own"
         ),
     )?;
     report.check(
@@ -213,8 +214,8 @@ fn spread<W: Write>(
     report.check(
         seen == all,
         &format!(
-            "{name}: {seen} of {all} times the backend saw the client's own address and port ({client4} or \
-             {client6})"
+            "{name}: {seen} of {all} times the backend saw the client's own address and port \
+             ({client4} or {client6})"
         ),
     )?;
     Ok(examples)

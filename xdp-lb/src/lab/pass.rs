@@ -1,8 +1,8 @@
 //! An XDP program that passes everything, for devices whose other end sends by XDP.
 //!
-//! A veth device takes what XDP at its other end sends back (`XDP_TX`) into a queue, and is woken to
-//! look there only if it has an XDP program itself (drivers/net/veth.c, `veth_xdp_flush`); GRO makes
-//! the queue, but does not wake.
+//! A veth device takes what XDP at its other end sends back (`XDP_TX`) into a queue, and is woken
+//! to look there only if it has an XDP program itself (drivers/net/veth.c, `veth_xdp_flush`); GRO
+//! makes the queue, but does not wake.
 
 use std::{
     io, mem,

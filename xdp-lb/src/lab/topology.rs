@@ -97,8 +97,8 @@ fn node(name: &str, role: Role) -> Item {
     Item(Kind::Node { name: name.to_owned(), role })
 }
 
-/// A cable: a pair of veth devices, both up. Either end receives frames that XDP redirects to it; see
-/// [`End::receives_xdp`] for those that XDP sends back.
+/// A cable: a pair of veth devices, both up. Either end receives frames that XDP redirects to it;
+/// see [`End::receives_xdp`] for those that XDP sends back.
 pub fn link(a: End, b: End) -> Item {
     Item(Kind::Link { ends: [a, b] })
 }
