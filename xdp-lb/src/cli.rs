@@ -84,9 +84,9 @@ const DEMO: &str = "\
 Show it at work: the daemon with real traffic in a lab of network namespaces (root).
 
 Builds a client, a router, a balancer and six backends as network namespaces, starts this daemon \
-and HTTP servers in them, sends real requests over IPv4 and IPv6, and reports what it observed: who \
-served how many, that answers bypass the balancer, what the packets look like, and that connections \
-go on while a backend is taken out. It takes some seconds, changes nothing outside of its \
+and HTTP servers in them, sends real requests over IPv4 and IPv6, and reports what it observed: \
+who served how many, that answers bypass the balancer, what the packets look like, and that \
+connections go on while a backend is taken out. It takes some seconds, changes nothing outside of its \
 namespaces but files and pins of its own, and removes it all. It ends with 0 only if everything \
 that it claims was observed.
 

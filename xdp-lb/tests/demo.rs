@@ -108,7 +108,7 @@ fn a_demo_that_is_kept_goes_on_until_it_is_cleaned() {
         .map(str::trim)
         .filter(|line| line.contains(" stats ") || (line.contains(" curl ") && curl.is_ok()))
         .collect();
-    assert!(commands.len() > if curl.is_ok() { 3 } else { 0 }, "{report}");
+    assert_eq!(commands.len(), if curl.is_ok() { 4 } else { 1 }, "{report}");
     for command in commands {
         let output = Command::new("sh").args(["-c", command]).output().unwrap();
         assert!(output.status.success(), "{command}: {}", text(&output));

@@ -47,9 +47,8 @@ pub(super) fn report<W: Write>(
 ) -> Result<(), DemoError> {
     report.section("Answers bypass the balancer")?;
     report.text(&format!(
-        "The client has also downloaded {} bytes from the six frontends, and found each byte right. \
-         All packets of all connections so far, and \
-         their bytes of IP:",
+        "The client has also downloaded {} bytes from the six frontends, and found each byte \
+         right. All packets of all connections so far, and their bytes of IP:",
         number(downloads)
     ))?;
     report.gap()?;
@@ -104,8 +103,8 @@ pub(super) fn report<W: Write>(
     report.check(
         equal == 2 * SERVICES.len(),
         &format!(
-            "the balancer's counters: it forwarded {} packets, and the client sent {}; equal in packets and \
-             bytes for {equal} of {} frontends",
+            "the balancer's counters: it forwarded {} packets, and the client sent \
+             {}; equal in packets and bytes for {equal} of {} frontends",
             number(forwarded.packets),
             number(sent.packets),
             2 * SERVICES.len()

@@ -4,7 +4,7 @@ use std::{env, io::Write, net::SocketAddr};
 
 use super::{
     DemoError,
-    network::{self, BALANCER, BALANCER_PORT, FAR, NEAR, SERVICES, SWITCH},
+    network::{self, BALANCER, BALANCER_PORT, FAR, NEAR, PORT, SERVICES, SWITCH},
     report::Report,
     stage::Stage,
 };
@@ -29,30 +29,29 @@ pub(super) fn report<W: Write>(
     let pins = stage.places.pins(BALANCER);
     let log = stage.places.log(BALANCER);
     let clean = if prefix == super::PREFIX { String::new() } else { format!(" --prefix {prefix}") };
+    let router = inside("router");
+    let (near, far) = (network::near_device(), network::far_device());
+    let tunnels = "'ip proto 4 or ip proto 41 or ip6 proto 4 or ip6 proto 41'";
     let blocks = [
         ("Ask each service", vec![curl(web), curl(api), curl(api6)]),
         (
-            "Watch all that passes the router, and the balancer's wire (what XDP sends back passes no \
-          capture on its own device, so look at the switch)",
+            "Watch the router, and the balancer's wire: at the switch, since what XDP sends back \
+             passes no capture on its own device",
             vec![
-                format!("{} tcpdump -nei {} tcp", inside("router"), network::near_device()),
+                format!("{router} tcpdump -nei {near} tcp"),
                 format!("{} tcpdump -nei {BALANCER_PORT}", inside(SWITCH)),
             ],
         ),
         (
-            "Watch a backend; packets for t1 are shown unwrapped, and on the router's side wrapped",
+            "Watch backends: packets in tunnels on the router, unwrapped on t1",
             vec![
-                format!("{} tcpdump -ni eth0 port 80", inside(b1.node)),
-                format!("{} tcpdump -ni eth0 port 80", inside(t1.node)),
-                format!(
-                    "{} tcpdump -ni {} 'ip proto 4 or ip proto 41 or ip6 proto 4 or ip6 proto 41'",
-                    inside("router"),
-                    network::far_device()
-                ),
+                format!("{} tcpdump -ni eth0 port {PORT}", inside(b1.node)),
+                format!("{router} tcpdump -ni {far} {tunnels}"),
+                format!("{} tcpdump -ni eth0 port {PORT}", inside(t1.node)),
             ],
         ),
         (
-            "Counters, shares and next hops",
+            "See counters, shares and next hops",
             vec![format!("{program} stats --pin-dir {}", pins.display())],
         ),
         (

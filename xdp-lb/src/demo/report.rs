@@ -113,6 +113,11 @@ impl<W: Write> Report<W> {
         self.out.flush()
     }
 
+    /// Whether a claim was not observed.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
     /// The last line, and whether every claim was observed.
     pub(super) fn verdict(&mut self, took: Duration) -> io::Result<bool> {
         let failed = mem::take(&mut self.failed);

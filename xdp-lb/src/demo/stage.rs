@@ -2,6 +2,8 @@
 
 use std::{
     env, fs, io,
+    net::SocketAddr,
+    ops::RangeInclusive,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -19,7 +21,7 @@ use super::{
     network::{self, BALANCER, Change, FAR, Host, LB, SERVICES},
 };
 use crate::{
-    lab::{Client, Lab, LabError, Process},
+    lab::{Client, Lab, LabError, Outcome, Process},
     pins::Pins,
     stats::{self, Stats, StatsError},
 };
@@ -30,6 +32,10 @@ const BPF: &str = "/sys/fs/bpf";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long nothing is counted any more once traffic has ended.
 const STILL: Duration = Duration::from_millis(100);
+/// How long the client waits for each step of a connection.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How many connections are made between two looks at what became of them.
+const AT_A_TIME: u16 = 25;
 /// How often it is looked whether it has.
 const TURN: Duration = Duration::from_millis(10);
 
@@ -260,7 +266,7 @@ impl Stage {
     }
 
     /// An error once a process has ended that should not have.
-    fn watch(&mut self) -> Result<(), DemoError> {
+    pub(super) fn watch(&mut self) -> Result<(), DemoError> {
         for one in &mut self.running {
             if let Some(status) = one.process.ended() {
                 let log = fs::read_to_string(&one.log).unwrap_or_default();
@@ -279,7 +285,26 @@ impl Stage {
 
     /// A client in the client's node.
     pub(super) fn client(&self) -> Result<Client, DemoError> {
-        Ok(Client::new(self.lab.ns("client")?))
+        Ok(Client::new(self.lab.ns("client")?).timeout(ANSWER))
+    }
+
+    /// Makes a connection from each of the ports, and ends early once some have failed: a demo that
+    /// goes wrong is to say so soon.
+    pub(super) fn ask_each(
+        &self,
+        frontend: SocketAddr,
+        ports: RangeInclusive<u16>,
+    ) -> Result<Vec<Outcome>, DemoError> {
+        let client = self.client()?;
+        let (mut outcomes, end) = (Vec::new(), *ports.end());
+        for first in ports.step_by(AT_A_TIME.into()) {
+            let last = end.min(first + AT_A_TIME - 1);
+            outcomes.extend(client.ask_each(frontend, first..=last)?);
+            if outcomes.iter().any(|one| one.answer.is_err()) {
+                break;
+            }
+        }
+        Ok(outcomes)
     }
 
     /// Leaves everything up.

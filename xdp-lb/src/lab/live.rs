@@ -102,8 +102,8 @@ impl Lab {
         self.nodes.iter().map(|(name, space)| (name.as_str(), space))
     }
 
-    /// Has `work` done once the namespaces and the processes in them are gone: at the lab's drop, or
-    /// when a signal ends the process. Never for a lab that is kept.
+    /// Has `work` done once the namespaces and the processes in them are gone: at the lab's drop,
+    /// or when a signal ends the process. Never for a lab that is kept.
     pub fn afterwards(&self, work: impl FnOnce() + Send + 'static) {
         signals::afterwards(&self.prefix, work);
     }
