@@ -1,5 +1,4 @@
 //! Echo requests to services' addresses are answered, and to these alone.
-#![expect(clippy::unwrap_used, reason = "these are tests, their helper functions included")]
 
 use std::net::IpAddr;
 
