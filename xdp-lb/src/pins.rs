@@ -7,7 +7,12 @@
 //! The version is that of the ABI, so a program never meets maps of another layout.
 
 use std::{
+    ffi::CString,
     fs, io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -192,12 +197,17 @@ impl Pins {
         Ok(files.iter().filter_map(|file| LinkName::parse(file)).collect())
     }
 
-    /// Unpins one file; it is no error if it is not there.
+    /// Unpins one file; it is no error if it is not there. A link is detached first.
     ///
     /// # Errors
     ///
     /// What unlink(2) says.
     pub fn remove(&self, path: &Path) -> Result<(), PinError> {
+        if path.parent() == Some(&self.version().join("links")) {
+            // It fails where the device is gone already, or the kernel older than 5.9; then the link
+            // ends with its pin.
+            let _ = detach(path);
+        }
         match fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(PinError::Io { operation: "remove", path: path.to_owned(), source })
@@ -230,6 +240,26 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+/// Detaches a pinned link at once. Without this the kernel does so some time after the last user of
+/// the link is gone, and until then its device takes no other program.
+fn detach(path: &Path) -> io::Result<()> {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // union bpf_attr, as far as each command reads it: path, descriptor and flags; descriptor.
+    let mut get = [path.as_ptr() as u64, 0];
+    // SAFETY: the pointer and the length are those of one live array, and the path in it is live.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw mut get, size_of_val(&get)) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut which = [link.as_raw_fd(), 0];
+    let length = size_of_val(&which);
+    // SAFETY: the pointer and the length are those of one live array.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw mut which, length) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Names in a directory, in order; none where it does not exist.

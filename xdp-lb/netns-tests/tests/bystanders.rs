@@ -1,5 +1,4 @@
 //! Traffic that is not for a frontend passes as it came.
-#![expect(clippy::unwrap_used, reason = "these are tests, their helper functions included")]
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -1,5 +1,4 @@
 //! Devices: gone and back, several, generic mode.
-#![expect(clippy::unwrap_used, reason = "these are tests, their helper functions included")]
 
 use std::net::SocketAddr;
 

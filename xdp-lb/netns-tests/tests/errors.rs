@@ -1,5 +1,4 @@
 //! What a user sees who has made a mistake: one clear message, and nothing is left behind.
-#![expect(clippy::unwrap_used, reason = "these are tests, their helper functions included")]
 
 use std::{
     fs,

@@ -60,6 +60,9 @@ fn ask(net: &Net, address: IpAddr) -> BTreeSet<String> {
     backends
 }
 
+/// The address of backend `n`.
+type Addresses = fn(u8) -> IpAddr;
+
 fn is_service(address: IpAddr) -> bool {
     [V4, V6, V4_OVER_6, V6_OVER_4].contains(&address)
 }
@@ -149,7 +152,7 @@ fn ipip_wraps_all_four_ways_and_another_instance_unwraps() {
         return;
     }
     let net = Net::up("xlbnipip", network(0, 2));
-    let ways: [(&str, IpAddr, fn(u8) -> IpAddr); 4] = [
+    let ways: [(&str, IpAddr, Addresses); 4] = [
         ("four-in-four", V4, far),
         ("six-in-six", V6, far6),
         ("four-in-six", V4_OVER_6, far6),

@@ -44,10 +44,10 @@ fn goes_on(net: &Net, held: &mut [(Held, String)]) {
     }
 }
 
-/// Ids by backend, and the frontends' counters.
-fn state(daemon: &Daemon) -> (BTreeMap<(String, u32), &'static str>, BTreeMap<String, u64>) {
+/// Each backend with its id, and the frontends' counters.
+fn state(daemon: &Daemon) -> (Vec<(String, u32)>, BTreeMap<String, u64>) {
     let stats = daemon.stats();
-    let ids = stats.backends.iter().map(|one| ((one.backend.clone(), one.id), one.mode)).collect();
+    let ids = stats.backends.iter().map(|one| (one.backend.clone(), one.id)).collect();
     (ids, stats.frontends.iter().map(|one| (one.frontend.clone(), one.packets)).collect())
 }
 
