@@ -101,6 +101,11 @@ fn a_demo_that_is_kept_goes_on_until_it_is_cleaned() {
     let report = text(&output);
     assert!(output.status.success(), "{report}");
     assert_eq!(processes(prefix).len(), 4, "daemons");
+    // Another demo does not take it away.
+    let second = demo(prefix).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(text(&second).contains("is still up"), "{}", text(&second));
+    assert_eq!(processes(prefix).len(), 4, "daemons");
     // The commands that it prints work as they are.
     let curl = Command::new("curl").arg("--version").stdout(Stdio::null()).status();
     let commands: Vec<&str> = report

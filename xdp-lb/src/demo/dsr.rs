@@ -27,6 +27,7 @@ const FIRST_PORT: u16 = 5_000;
 pub(super) fn run<W: Write>(report: &mut Report<W>, options: &Options) -> Result<bool, DemoError> {
     let started = Instant::now();
     let places = Places::new(&options.prefix);
+    places.spare_kept()?;
     let used = places.used();
     let lab = stage::claim(&places)?;
     report.heading(&format!(
@@ -65,7 +66,7 @@ pub(super) fn run<W: Write>(report: &mut Report<W>, options: &Options) -> Result
     stage.watch()?;
     if options.keep {
         keep::report(report, &stage, &options.prefix)?;
-        stage.keep();
+        stage.keep()?;
     } else {
         drop(stage);
     }
@@ -202,8 +203,8 @@ fn spread<W: Write>(
         *clients.entry(*address).or_default() += times;
     }
     let clients: Vec<String> =
-        clients.iter().map(|(address, times)| format!("{address} ({times} times)")).collect();
-    report.text(&format!("Clients, as backends saw them: {}", clients.join(", ")))?;
+        clients.iter().map(|(address, times)| format!("{address} {times} times")).collect();
+    report.text(&format!("Backends saw these clients: {}", clients.join(", ")))?;
     let name = service.name;
     if let Some(error) = tallies.iter().find_map(|one| one.error.as_ref()) {
         report.text(&format!("The first failure: {error}"))?;

@@ -74,6 +74,12 @@ pub enum DemoError {
     /// Another demo runs.
     #[error("another demo is running: wait until it has ended, or stop it with Ctrl-C")]
     Running,
+    /// A lab that was left up on purpose.
+    #[error(
+        "the lab that an earlier demo kept is still up: remove it with `xdp-lb demo --clean`, or \
+         run beside it with --prefix"
+    )]
+    Kept,
     /// There is no BPF file system, and none can be mounted.
     #[error("cannot mount a BPF file system on /sys/fs/bpf: {0}")]
     Mount(io::Error),

@@ -67,6 +67,16 @@ impl Places {
         Path::new(BPF).join(format!("{}-{node}", self.prefix))
     }
 
+    /// Says, where it exists, that the lab was left up on purpose.
+    fn kept(&self) -> PathBuf {
+        self.directory().join("kept")
+    }
+
+    /// Refuses to go on where somebody may be looking around in a lab that was kept.
+    pub(super) fn spare_kept(&self) -> Result<(), DemoError> {
+        if self.kept().exists() { Err(DemoError::Kept) } else { Ok(()) }
+    }
+
     /// Whether an earlier demo has left something.
     pub(super) fn used(&self) -> bool {
         self.directory().exists() || !self.pinned().is_empty()
@@ -307,10 +317,13 @@ impl Stage {
         Ok(outcomes)
     }
 
-    /// Leaves everything up.
-    pub(super) fn keep(self) {
+    /// Leaves everything up, until it is cleaned.
+    pub(super) fn keep(self) -> Result<(), DemoError> {
+        let path = self.places.kept();
+        fs::write(&path, "").map_err(|source| DemoError::File { what: "create", path, source })?;
         self.running.into_iter().for_each(|one| one.process.keep());
         self.lab.keep();
+        Ok(())
     }
 }
 
