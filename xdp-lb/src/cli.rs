@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     daemon::{self, Options},
     demo::{self, Scenario},
+    error::chain,
     pins::Pins,
     stats,
 };
@@ -130,7 +131,7 @@ impl Cli {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                let _ = writeln!(std::io::stderr(), "xdp-lb: {error:#}");
+                let _ = writeln!(std::io::stderr(), "xdp-lb: {}", chain(error.as_ref()));
                 ExitCode::FAILURE
             }
         }
