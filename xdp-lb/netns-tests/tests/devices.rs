@@ -168,3 +168,26 @@ fn native_or_generic_falls_back_where_the_driver_cannot() {
     assert_eq!(modes, [("eth0", "native"), ("lo", "generic")]);
     assert!(is_served(&net.client()));
 }
+
+#[test]
+fn the_mode_of_a_device_changes_while_it_serves() {
+    if without_root() {
+        return;
+    }
+    let net = Net::up("xlbnmode", network(2, 0));
+    let _servers = net.serve(["b1", "b2"], &[FOUR, SIX]);
+    let with = |mode, lo| config_with(&[("eth0", mode), ("lo", lo)], &services(), "");
+    let mut daemon = net.balance(&with("native", "generic"));
+    let client = net.client();
+    daemon.reload_devices(&with("generic", "generic"), "eth0 runs in generic XDP");
+    assert!(net.ip("balancer", "link show dev eth0").contains("xdpgeneric"));
+    assert!(is_served(&client));
+    daemon.reload_devices(&with("native", "generic"), "eth0 runs in native XDP");
+    assert!(is_served(&client));
+    // What the driver cannot do is said once, and the device goes on as it is.
+    daemon.reload_devices(&with("native", "native"), "its driver has no native XDP");
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert_eq!(daemon.log().matches("its driver has no native XDP").count(), 1, "{}", daemon.log());
+    assert!(net.ip("balancer", "link show dev lo").contains("xdpgeneric"));
+    assert!(is_served(&client));
+}

@@ -92,6 +92,17 @@ pub enum Attach {
     NativeOrGeneric,
 }
 
+impl Attach {
+    /// The ways that are allowed, the preferred one first; `true` is native.
+    pub const fn modes(self) -> &'static [bool] {
+        match self {
+            Self::Native => &[true],
+            Self::Generic => &[false],
+            Self::NativeOrGeneric => &[true, false],
+        }
+    }
+}
+
 /// Prefixes that outer source addresses are taken from; of each, at most the 32 lowest host bits
 /// vary.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -3,7 +3,7 @@
 use tracing::{error, info, warn};
 
 use super::Daemon;
-use crate::{net::View, pins::LinkName};
+use crate::{config::Attach, net::View, pins::LinkName};
 
 impl Daemon {
     /// Attaches to devices that came, forgets those that went.
@@ -21,21 +21,40 @@ impl Daemon {
                 }
             }
             let Some(ifindex) = ifindex else { continue };
-            if self.attached.contains_key(&device.name) {
+            let native = self.attached.get(&device.name).map(|name| name.native);
+            let satisfied = native.is_some_and(|native| device.xdp.modes().contains(&native));
+            // Each try interrupts the traffic of a device that runs in another mode: one is enough.
+            let refused = native.is_some() && self.refused.get(&device.name) == Some(&device.xdp);
+            if satisfied || refused {
                 continue;
             }
-            match self.dataplane.attach(&device.name, ifindex, device.xdp) {
-                Ok(name) => {
-                    Self::say_attached(&name);
-                    self.attached.insert(device.name.clone(), name);
-                    self.told.attached(&device.name);
-                }
-                Err(error) => {
-                    self.told.device(&device.name, error.to_string());
-                }
-            }
+            self.attach(&device.name, ifindex, device.xdp, native);
         }
         self.detach_unwanted();
+    }
+
+    /// Attaches to a device. Where it runs in another mode and the wanted one fails, it runs on as
+    /// before: the kernel takes only one of them at a time.
+    fn attach(&mut self, device: &str, ifindex: u32, wanted: Attach, before: Option<bool>) {
+        let error = match self.dataplane.attach(device, ifindex, wanted) {
+            Ok(name) => {
+                Self::say_attached(&name);
+                self.attached.insert(device.to_owned(), name);
+                self.told.attached(device);
+                self.refused.remove(device);
+                return;
+            }
+            Err(error) => error,
+        };
+        self.told.device(device, error.to_string());
+        self.refused.insert(device.to_owned(), wanted);
+        let before = before.map(|native| if native { Attach::Native } else { Attach::Generic });
+        if let Some(before) = before
+            && let Err(error) = self.dataplane.attach(device, ifindex, before)
+        {
+            self.attached.remove(device);
+            error!("cannot attach to {error}");
+        }
     }
 
     /// Detaches from devices that the configuration does not name any more.

@@ -34,7 +34,7 @@ use self::{
     told::Told,
 };
 use crate::{
-    config::{self, Config, MAX_FILE},
+    config::{self, Attach, Config, MAX_FILE},
     dataplane::{Dataplane, raise_memory_limit},
     error::chain,
     maps::TableError,
@@ -148,6 +148,8 @@ struct Daemon {
     planner: Planner,
     slots: Slots,
     attached: BTreeMap<String, LinkName>,
+    /// Modes that devices which run in another one were refused.
+    refused: BTreeMap<String, Attach>,
     /// The network that the tables are up to date with; nothing where they are not.
     applied: Option<Arc<View>>,
     /// A new configuration that waits for paths to its backends, until then.
@@ -185,6 +187,7 @@ impl Daemon {
             planner,
             slots: Slots::default(),
             attached: BTreeMap::new(),
+            refused: BTreeMap::new(),
             applied: None,
             next: None,
             told: Told::default(),

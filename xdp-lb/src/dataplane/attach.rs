@@ -29,11 +29,7 @@ impl Dataplane {
         wanted: Attach,
     ) -> Result<LinkName, AttachError> {
         let failed = |why| AttachError { device: device.to_owned(), why };
-        let modes: &[bool] = match wanted {
-            Attach::Native => &[true],
-            Attach::Generic => &[false],
-            Attach::NativeOrGeneric => &[true, false],
-        };
+        let modes = wanted.modes();
         let have = self.pins.links().map_err(|error| failed(error.into()))?;
         for name in have.into_iter().filter(|name| name.device == device) {
             if name.ifindex == ifindex
