@@ -13,7 +13,7 @@ mod host;
 mod told;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
     path::PathBuf,
@@ -98,14 +98,15 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     }
     let mut signals = Signals::new().map_err(DaemonError::Signal)?;
     let follower = Follower::start().await?;
-    follower.set_destinations(topology::destinations(&config));
+    let destinations = topology::destinations(&config);
+    follower.set_destinations(destinations.clone());
     let mut view = follower.view();
     for device in &config.devices {
         if !view.borrow().links.values().any(|link| link.name == device.name) {
             return Err(DaemonError::NoDevice(device.name.clone()));
         }
     }
-    settle(&mut view).await;
+    settle(&mut view, &destinations).await;
 
     let pins = Pins::new(&options.pins);
     let existed = pins.exists();
@@ -126,14 +127,15 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
 }
 
 /// Waits until each destination has a path, or has had time to get one.
-async fn settle(view: &mut watch::Receiver<Arc<View>>) {
-    let pending = |path: &Path| matches!(path, Path::Unresolved { why: Why::Pending });
+async fn settle(view: &mut watch::Receiver<Arc<View>>, destinations: &BTreeSet<IpAddr>) {
+    let all = |view: &View, done: fn(&Path) -> bool| {
+        destinations.iter().all(|to| view.paths.get(to).is_some_and(done))
+    };
     // The kernel answers for each destination; a hundred thousand take seconds.
-    let asked = view.wait_for(|view| !view.paths.values().any(pending));
-    let _ = timeout(ASK, asked).await;
-    let settled = view.wait_for(|view| !view.paths.values().any(unsettled));
+    let asked = |path: &Path| !matches!(path, Path::Unresolved { why: Why::Pending });
+    let _ = timeout(ASK, view.wait_for(|view| all(view, asked))).await;
     // Neighbours that do not answer are told about below, one by one.
-    let _ = timeout(SETTLE, settled).await;
+    let _ = timeout(SETTLE, view.wait_for(|view| all(view, |path| !unsettled(path)))).await;
 }
 
 /// Whether a path may still come by itself, very soon.
