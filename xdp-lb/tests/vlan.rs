@@ -259,7 +259,7 @@ fn tagged_requests_reach_backends_behind_other_tags() {
             assert!(!ours || frame.tags == [TEN], "{}", describe(bytes));
             ours
         });
-        assert!(came.count() > 100, "{:?}", way.vip);
+        assert!(came.count() > 90, "{:?}", way.vip);
         let left = recording.received().filter(|bytes| {
             let frame = layers::frame(bytes).unwrap();
             let ours = to(&frame, &vips);
