@@ -27,6 +27,8 @@ use xdp_lb::{
 
 /// Everything is slow in an emulated machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// For a daemon to load its program, which an emulated machine's verifier takes long for.
+const LOADING: Duration = Duration::from_secs(60);
 /// Set in the processes that run the daemon: its command line.
 const DAEMON: &str = "XDP_LB_VLAN_TEST_DAEMON";
 
@@ -171,7 +173,7 @@ impl Daemon {
             .stderr(fs::File::create(&log).unwrap());
         let process = space.spawn(command).unwrap();
         let mut daemon = Self { process, log, pins: Pins::new(pins) };
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + LOADING;
         while !daemon.log().contains("the data path is up") {
             assert!(daemon.process.ended().is_none(), "the daemon ended");
             assert!(Instant::now() < end, "the daemon does not come up");
@@ -236,7 +238,12 @@ fn tagged_requests_reach_backends_behind_other_tags() {
         assert_eq!((answer.server, answer.client.to_string().as_str()), (vip, source));
         assert_eq!(client.ask_udp(vip, None, 900, 3).unwrap().answer.received, 900);
         // Frames as long as any; too long for some ways, which the client is then told.
-        client.upload(vip, 50_000).unwrap();
+        let seen = Capture::start(node("switch"), "client").unwrap();
+        client.upload(vip, 50_000).unwrap_or_else(|error| {
+            let frames = seen.frames();
+            let last = frames[frames.len().saturating_sub(20)..].iter().map(|one| describe(one));
+            panic!("{error}; the client's last frames:\n{}", last.collect::<Vec<_>>().join("\n"))
+        });
         node("client").tool("ping", &format!("-c 1 -W 10 {}", vip.ip())).unwrap();
     }
     let recording = capture.stop().unwrap();
