@@ -28,7 +28,7 @@ test-unit: setup ## tests without root
 test-root: setup ## tests with the real data path: root and network namespaces
 	cargo test --no-fail-fast --package xdp-lb --package xdp-lb-netns-tests
 
-test-kernels: setup ## the packet path's fixtures under Debian's 6.1 and 6.12
+test-kernels: setup ## the packet path's fixtures, and VLAN devices, under Debian's 6.1 and 6.12
 	-@.ci/setup kernels
 	.ci/kernels
 

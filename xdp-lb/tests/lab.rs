@@ -11,7 +11,7 @@ use std::{
 
 use xdp_lb::lab::{
     Capture, Client, Item, Lab, LabError, ServerSpec, Tagger, describe, end, host, ip, layers::Tag,
-    link, route, router, service_vlan, switch, sysctl, verify, vip, vlan,
+    link, route, router, switch, sysctl, verify, vip,
 };
 
 const VIP4: &str = "203.0.113.10:80";
@@ -175,38 +175,6 @@ fn vlan_tags_are_in_captures_on_either_side() {
             assert!(line.starts_with("service vlan 100 | vlan 7 | 10.7.0."), "{line}");
         }
     }
-}
-
-#[test]
-fn vlan_devices_work_where_the_kernel_has_them() {
-    if without_root() {
-        return;
-    }
-    let side = |node: &str, address: &str| {
-        [
-            host(node),
-            link(end(node, "eth0"), end("switch", node)),
-            service_vlan(100, "eth0", end(node, "outer").mtu(1496)),
-            vlan(7, "outer", end(node, "inner").addr(address).mtu(1492)),
-        ]
-    };
-    let mut items = vec![switch("switch")];
-    items.extend(side("a", "10.7.0.1/24"));
-    items.extend(side("b", "10.7.0.2/24"));
-    let lab = match Lab::build("xlblabvdev", items) {
-        Err(LabError::Refused { message, .. }) if message.contains("Unknown device type") => {
-            eprintln!("skipped: this kernel has no VLAN devices");
-            return;
-        }
-        lab => lab.unwrap(),
-    };
-    let target = address("10.7.0.2:80");
-    let _server = ServerSpec::named("b").http(target).start(lab.ns("b").unwrap()).unwrap();
-    let capture = Capture::start(lab.ns("a").unwrap(), "eth0").unwrap();
-    Client::new(lab.ns("a").unwrap()).ask(target, None).unwrap();
-    let recording = capture.stop().unwrap();
-    let tagged = |frame: &[u8]| describe(frame).starts_with("service vlan 100 | vlan 7 | 10.7.0.");
-    assert!(recording.received().any(tagged) && recording.sent().any(tagged));
 }
 
 #[test]

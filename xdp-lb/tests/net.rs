@@ -71,16 +71,6 @@ impl Lab {
         ip_command(&format!("-n {} {arguments}", self.peer));
     }
 
-    /// Whether the kernel can make devices of this kind; they are not part of every kernel.
-    fn has_device_kind(&self, kind: &str) -> bool {
-        let arguments = format!("-n {} link add link lb0 name probe type {kind}", self.lb);
-        let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
-        if output.status.success() {
-            self.lb("link del probe");
-        }
-        output.status.success()
-    }
-
     /// Runs `test` with a follower of the balancer's namespace, on a thread that enters it; the
     /// other threads of this process stay where they are.
     fn follow<F: Future<Output = ()>>(&self, test: impl FnOnce(Watched) -> F + Send) {
@@ -367,34 +357,6 @@ fn a_device_that_returns_is_another_one() {
         assert_ne!(before.0, after.0);
         assert_eq!(after.0, net.link("lb0").unwrap().index);
         assert!(net.view.borrow().addresses.contains(&(after.0, ip("10.77.0.1"))));
-    });
-}
-
-/// The packet path sends by the device below and adds the tags itself.
-#[test]
-fn a_vlan_device_names_its_parent_and_tag() {
-    let Some(lab) = Lab::new("vlan") else { return };
-    if !lab.has_device_kind("vlan id 1") {
-        println!("skipped: this kernel has no VLAN devices");
-        return;
-    }
-    for (side, run) in [("lb0", Lab::lb as fn(&Lab, &str)), ("peer0", Lab::peer)] {
-        run(&lab, &format!("link add link {side} name {side}.s type vlan proto 802.1ad id 100"));
-        run(&lab, &format!("link add link {side}.s name {side}.c type vlan id 7"));
-        run(&lab, &format!("link set {side}.s up"));
-        run(&lab, &format!("link set {side}.c up"));
-    }
-    lab.peer("addr add 10.79.0.2/24 dev peer0.c");
-    lab.lb("addr add 10.79.0.1/24 dev lb0.c");
-    lab.follow(|mut net| async move {
-        let (lb0, outer, inner) =
-            (net.link("lb0").unwrap(), net.link("lb0.s").unwrap(), net.link("lb0.c").unwrap());
-        assert_eq!((outer.parent, outer.vlan), (Some(lb0.index), Some((0x88a8, 100))));
-        assert_eq!((inner.parent, inner.vlan), (Some(outer.index), Some((0x8100, 7))));
-        assert_eq!(inner.kind, "vlan");
-        net.want(&["10.79.0.2"]);
-        let path = net.until_ready("10.79.0.2").await;
-        assert_eq!((path.0, path.1), (inner.index, PEER_MAC));
     });
 }
 
