@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     net::SocketAddr,
     path::Path,
     process::{Command, Stdio},
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn without_root() -> bool {
     let missing = !nix::unistd::geteuid().is_root();
     if missing {
-        eprintln!("skipped: network namespaces need root");
+        let _ = writeln!(std::io::stderr(), "skipped: network namespaces need root");
     }
     missing
 }

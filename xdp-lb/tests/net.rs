@@ -7,8 +7,8 @@
 )]
 
 use std::{
-    collections::BTreeSet, fs::File, future::Future, net::IpAddr, process::Command, sync::Arc,
-    thread, time::Duration,
+    collections::BTreeSet, fs::File, future::Future, io::Write as _, net::IpAddr, process::Command,
+    sync::Arc, thread, time::Duration,
 };
 
 use nix::sched::{CloneFlags, setns};
@@ -29,7 +29,10 @@ impl Lab {
     /// Nothing, and a word about it, where the test does not run as root.
     fn new(test: &str) -> Option<Self> {
         if !nix::unistd::Uid::effective().is_root() {
-            println!("skipped: {test} makes network namespaces, which needs root");
+            let _ = writeln!(
+                std::io::stderr(),
+                "skipped: {test} makes network namespaces, which needs root"
+            );
             return None;
         }
         let id = std::process::id();
