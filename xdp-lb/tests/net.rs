@@ -2,7 +2,6 @@
 //! discovery. Needs root.
 #![expect(
     clippy::unwrap_used,
-    clippy::print_stdout,
     reason = "what does not work here fails the test, and a skipped test says why"
 )]
 
