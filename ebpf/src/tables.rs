@@ -40,7 +40,7 @@ static DEVICE_OF: HashMap<u32, u32, DEVICE_COUNT> = HashMap::new();
 #[btf_map]
 static ADDRESSES: HashMap<Address, u32, 1> = HashMap::new();
 #[btf_map]
-static PEERS: LpmTrie<PeerKey, u32, 1024> = LpmTrie::new();
+static PEERS: LpmTrie<PeerKey, u32, 65536> = LpmTrie::new();
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, Flow, 1> = LruHashMap::new();
 #[btf_map]
@@ -175,12 +175,13 @@ fn now() -> u64 {
 
 /// Asks the kernel's routing table for the next hop towards a backend.
 ///
-/// Answers only where the kernel forwards between these devices and knows the neighbour already.
+/// Answers in mode `l2` only, where the kernel forwards between these devices and knows the neighbour
+/// already.
 #[inline(never)]
 fn route(context: &XdpContext, facts: &Facts, backend: &Backend) -> Hop {
     let target = backend.tunnel();
-    // Without the outer header's source there is nothing to send; the control plane sets both.
-    if backend.mode() == Some(Mode::Ipip) && backend.source().words() == [0; 2] {
+    // An outer header's source comes with the path, which there is none of.
+    if backend.mode() != Some(Mode::L2) {
         return Hop::UNKNOWN;
     }
     // SAFETY: all zeros is a value of this plain C structure.
@@ -188,15 +189,12 @@ fn route(context: &XdpContext, facts: &Facts, backend: &Backend) -> Hop {
     let query = &mut word.0;
     query.ifindex = context.ingress_ifindex() as u32;
     query.l4_protocol = facts.protocol.0;
-    query.__bindgen_anon_1.tot_len = facts.length as u16;
+    // No length: the path's MTU is checked where a packet that is too big is answered.
     if target.is_v6() {
         query.family = AF_INET6;
-        query.__bindgen_anon_3.ipv6_src = words(&backend.source().octets());
         query.__bindgen_anon_4.ipv6_dst = words(&target.octets());
     } else {
         query.family = AF_INET;
-        let [_, _, _, source] = words(&backend.source().octets());
-        query.__bindgen_anon_3.ipv4_src = source;
         query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(target.v4_octets());
     }
     let size = size_of::<FibLookup>() as i32;
@@ -215,7 +213,7 @@ fn route(context: &XdpContext, facts: &Facts, backend: &Backend) -> Hop {
             query.__bindgen_anon_4.ipv4_dst == u32::from_ne_bytes(target.v4_octets())
         }
     };
-    if backend.mode() == Some(Mode::L2) && !direct {
+    if !direct {
         return Hop::UNKNOWN;
     }
     // SAFETY: the value is copied at once.

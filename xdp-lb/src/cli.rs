@@ -168,7 +168,7 @@ fn show(pins: &Pins, output: Output) -> anyhow::Result<()> {
 }
 
 fn clean(pins: &Pins) -> anyhow::Result<()> {
-    if !pins.exists() {
+    if !pins.exists()? {
         return print("nothing to remove\n");
     }
     let _lock = pins.lock()?;

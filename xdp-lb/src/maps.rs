@@ -107,14 +107,18 @@ impl Mapped {
         V::read_from_prefix(&bytes).ok().map(|(value, _)| value)
     }
 
+    fn store(&self, entry: u32, word: usize, value: u64) {
+        if let Some(target) = self.word(entry, word) {
+            target.store(value, Ordering::Release);
+        }
+    }
+
     /// Writes an entry; its first word last, since that is the one that changes in place.
     fn write<V: IntoBytes + Immutable>(&self, entry: u32, value: &V) {
         for (word, chunk) in value.as_bytes().chunks(8).enumerate().rev() {
             let mut bytes = [0; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);
-            if let Some(target) = self.word(entry, word) {
-                target.store(u64::from_ne_bytes(bytes), Ordering::Release);
-            }
+            self.store(entry, word, u64::from_ne_bytes(bytes));
         }
     }
 }
@@ -148,7 +152,17 @@ impl Arrays {
                     self.arena.write(index, value);
                 }
             }
-            Op::Backend { id, backend, new: _ } => self.backends.write(*id, backend),
+            Op::Backend { id, backend, new } => {
+                if *new {
+                    // The id's new owner serves once all of it is there, its generation included.
+                    self.backends.write(*id, &backend.with_serving(false));
+                }
+                if backend.hop().device() == 0 {
+                    // No packet may take what belongs to the hop once the hop is gone.
+                    self.backends.store(*id, 0, backend.hop().word());
+                }
+                self.backends.write(*id, backend);
+            }
             Op::Service { index, service } => self.services.write(*index, service),
             Op::Publish { bucket, entry, value } => self.publish(*bucket, *entry, value),
             Op::ResetFrontend { .. } => {}
@@ -163,9 +177,7 @@ impl Arrays {
         for (word, chunk) in words {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(chunk);
-            if let Some(target) = self.frontends.word(bucket, entry * per_entry + word) {
-                target.store(u64::from_ne_bytes(bytes), Ordering::Release);
-            }
+            self.frontends.store(bucket, entry * per_entry + word, u64::from_ne_bytes(bytes));
         }
     }
 }

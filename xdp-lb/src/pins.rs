@@ -47,6 +47,14 @@ pub enum PinError {
     /// Another daemon has the pin directory.
     #[error("another xdp-lb runs with the pin directory {0}; stop it, or choose another --pin-dir")]
     Running(PathBuf),
+    /// The directory is somebody else's.
+    #[error("{path} has something else in it ({found}); give xdp-lb a directory of its own")]
+    NotOurs {
+        /// The directory
+        path: PathBuf,
+        /// What was found in it
+        found: String,
+    },
     /// The pins are of another version of the ABI.
     #[error(
         "{path} holds the data path of another version of xdp-lb ({found}, this one is v{VERSION}): \
@@ -130,8 +138,17 @@ impl Pins {
     }
 
     /// Whether an earlier run left a data path.
-    pub fn exists(&self) -> bool {
-        self.maps().is_dir()
+    ///
+    /// # Errors
+    ///
+    /// Where that cannot be told, for want of permission.
+    pub fn exists(&self) -> Result<bool, PinError> {
+        let path = self.maps();
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(metadata.is_dir()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(PinError::Io { operation: "look into", path, source }),
+        }
     }
 
     /// Makes the directories.
@@ -142,9 +159,16 @@ impl Pins {
     pub fn create(&self) -> Result<(), PinError> {
         self.check_file_system()?;
         for entry in list(&self.root)? {
-            if self.version() != self.root.join(&entry) {
-                return Err(PinError::Version { path: self.root.clone(), found: entry });
+            if self.version() == self.root.join(&entry) {
+                continue;
             }
+            let path = self.root.clone();
+            let version = entry.strip_prefix('v').is_some_and(|rest| rest.parse::<u32>().is_ok());
+            return Err(if version {
+                PinError::Version { path, found: entry }
+            } else {
+                PinError::NotOurs { path, found: entry }
+            });
         }
         for path in [self.maps(), self.version().join("links")] {
             fs::create_dir_all(&path).map_err(|source| PinError::Io {

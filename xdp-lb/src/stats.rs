@@ -124,7 +124,7 @@ pub struct DeviceStats {
 ///
 /// Where no data path is pinned, or its maps cannot be read.
 pub fn read(pins: &Pins) -> Result<Stats, StatsError> {
-    if !pins.exists() {
+    if !pins.exists()? {
         return Err(StatsError::None(pins.root().to_owned()));
     }
     let (arrays, settings) = open_arrays(pins)?;

@@ -22,10 +22,21 @@ use crate::{
 pub struct Slots {
     /// Index of each interface
     pub of: BTreeMap<u32, u16>,
+    /// The last index that was given away
+    last: u16,
 }
 
 impl Slots {
+    /// The slots that an earlier run gave away.
+    pub fn adopt(of: BTreeMap<u32, u16>) -> Self {
+        let last = of.values().copied().max().unwrap_or(0);
+        Self { of, last }
+    }
+
     /// The slots for the devices of these paths: the ones they have, and new ones.
+    ///
+    /// An index that was given up is the last to be given away again: a backend whose path is being
+    /// looked for may still name it.
     pub fn update(&mut self, view: &View) {
         self.of.retain(|ifindex, _| view.links.contains_key(ifindex));
         for path in view.paths.values() {
@@ -34,8 +45,11 @@ impl Slots {
                 continue;
             }
             let taken: BTreeSet<u16> = self.of.values().copied().collect();
-            if let Some(free) = (1..MAX_DEVICES as u16).find(|slot| !taken.contains(slot)) {
+            let all = 1..MAX_DEVICES as u16;
+            let mut after = all.clone().filter(|slot| *slot > self.last).chain(all);
+            if let Some(free) = after.find(|slot| !taken.contains(slot)) {
                 self.of.insert(*device, free);
+                self.last = free;
             }
         }
     }

@@ -28,6 +28,11 @@ pub struct Choice<'a> {
 pub fn decide<'a, T: Tables>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>, Reason> {
     let settings = tables.settings().ok_or(Reason::NoFrontend)?;
     let service = find(facts, tables, settings)?;
+    // Not before it is known to be ours: a host takes its own packets whatever their TTL (RFC 1122,
+    // 3.2.1.7), and so may the kernel.
+    if facts.ttl.0 == 0 {
+        return Err(Reason::TtlZero);
+    }
     let flow = FlowKey::new(facts.source, facts.destination, facts.ports.0, facts.protocol.0);
     let hash = flow.hash(settings.flow_key());
     // Without a current table, new flows have no backend; older ones may still have theirs.

@@ -92,6 +92,8 @@ pub struct Facts {
     pub length: usize,
     /// Type of service or traffic class: DSCP and ECN
     pub traffic_class: Word<u8>,
+    /// TTL or hop limit on arrival
+    pub ttl: Word<u8>,
 }
 
 /// What kind of packet it is that the path may have to do with.
@@ -165,6 +167,7 @@ fn ipv4<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Facts, Rea
         opens: Word(false),
         length,
         traffic_class: Word(header[1]),
+        ttl: Word(ttl),
     };
     if !holds(frame, link, length) || length < header_length {
         return Err(Reason::BadLength);
@@ -173,7 +176,7 @@ fn ipv4<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Facts, Rea
     if fragment & 0x3fff != 0 {
         return Err(Reason::Fragment);
     }
-    transport(frame, facts, ttl)
+    transport(frame, facts)
 }
 
 #[inline(always)]
@@ -207,8 +210,9 @@ fn ipv6<F: Frame>(frame: &mut F, link: usize, priority: u8) -> Result<Facts, Rea
         opens: Word(false),
         length,
         traffic_class: Word(traffic_class),
+        ttl: Word(hop_limit),
     };
-    transport(frame, facts, hop_limit)
+    transport(frame, facts)
 }
 
 /// Source and destination of an IPv6 header, from its last 32 bytes.
@@ -273,7 +277,7 @@ fn follow_extensions<F: Frame>(
 
 /// Reads what is needed of the transport header, whose length is checked against the IP packet's.
 #[inline(always)]
-fn transport<F: Frame>(frame: &mut F, mut facts: Facts, ttl: u8) -> Result<Facts, Reason> {
+fn transport<F: Frame>(frame: &mut F, mut facts: Facts) -> Result<Facts, Reason> {
     let at = facts.transport;
     let room = (facts.link + facts.length).wrapping_sub(at);
     if room > facts.length {
@@ -312,9 +316,6 @@ fn transport<F: Frame>(frame: &mut F, mut facts: Facts, ttl: u8) -> Result<Facts
             facts.kind = Word(Kind::Echo);
             return Ok(facts);
         }
-    }
-    if ttl == 0 {
-        return Err(Reason::TtlZero);
     }
     let source_port = u16::from_be_bytes([header[0], header[1]]);
     let destination_port = u16::from_be_bytes([header[2], header[3]]);

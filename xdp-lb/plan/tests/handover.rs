@@ -135,6 +135,7 @@ fn packet(frontend: &Frontend, source: u32, opens: bool) -> Facts {
         opens: Word(opens),
         length: 60,
         traffic_class: Word(0),
+        ttl: Word(64),
     }
 }
 

@@ -33,6 +33,18 @@ impl Daemon {
         self.detach_unwanted();
     }
 
+    /// Forgets links that somebody else detached, so that they are attached again.
+    pub(super) fn drop_dead_links(&mut self) {
+        let links: Vec<LinkName> = self.attached.values().cloned().collect();
+        for name in links {
+            if self.dataplane.is_attached(&name) {
+                continue;
+            }
+            warn!("somebody detached the program from {}; it is attached again", name.device);
+            self.attached.remove(&name.device);
+        }
+    }
+
     /// Attaches to a device. Where it runs in another mode and the wanted one fails, it runs on as
     /// before: the kernel takes only one of them at a time.
     fn attach(&mut self, device: &str, ifindex: u32, wanted: Attach, before: Option<bool>) {

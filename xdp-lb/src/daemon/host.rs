@@ -40,6 +40,11 @@ pub(super) enum Event {
 }
 
 impl Signals {
+    /// Waits until the process is to stop.
+    pub(super) async fn stop(&mut self) {
+        while !matches!(self.next().await, Event::Stop) {}
+    }
+
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
             _ = self.terminate.recv() => Event::Stop,

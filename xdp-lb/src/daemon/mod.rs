@@ -54,6 +54,9 @@ const COMPARE: Duration = Duration::from_secs(30);
 /// How often the file is looked at, and the devices are compared with what is attached.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// What a new hash key means.
+const REKEYED: &str = "the hash key changes: flows may move to other backends";
+
 /// What the command line says.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -88,6 +91,8 @@ pub fn read_config(path: &std::path::Path) -> Result<Config, DaemonError> {
 ///
 /// Where it cannot start; nothing is left behind then, and what an earlier run left is as it was.
 pub async fn run(options: Options) -> Result<(), DaemonError> {
+    // Before it is read: a change meanwhile must be seen as one.
+    let file = Stamp::of(&options.config);
     let config = read_config(&options.config)?;
     if !nix::unistd::geteuid().is_root() && !has_capabilities() {
         return Err(DaemonError::Permission);
@@ -106,12 +111,15 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
             return Err(DaemonError::NoDevice(device.name.clone()));
         }
     }
-    settle(&mut view, &destinations).await;
+    tokio::select! {
+        () = settle(&mut view, &destinations) => {}
+        () = signals.stop() => return Ok(()),
+    }
 
     let pins = Pins::new(&options.pins);
-    let existed = pins.exists();
+    let existed = pins.exists()?;
     let _lock = pins.lock()?;
-    let mut daemon = Daemon::open(config, pins.clone(), &options)?;
+    let mut daemon = Daemon::open(config, pins.clone(), &options, file)?;
     let started = daemon.start(&view.borrow_and_update().clone());
     if let Err(error) = started {
         if !existed {
@@ -164,16 +172,26 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn open(config: Config, pins: Pins, options: &Options) -> Result<Self, DaemonError> {
+    fn open(
+        config: Config,
+        pins: Pins,
+        options: &Options,
+        file: Stamp,
+    ) -> Result<Self, DaemonError> {
         let dataplane = Dataplane::open(pins, &config.limits)?;
         let key = HashKey::from(config.hash_key);
         let mut planner = Planner::new(dataplane.layout(), key, config.handover);
+        let mut slots = Slots::default();
         if dataplane.adopted() {
             if let Err(unsound) = planner.adopt(&dataplane.arrays, Duration::ZERO) {
                 // The old data path goes on; taking it over blindly could misdirect its flows.
                 return Err(TableError::Unsound(unsound.to_string()).into());
             }
             info!("took over the running data path");
+            slots = Slots::adopt(dataplane.device_slots()?);
+            if dataplane.rekeyed(config.hash_key) {
+                warn!("{REKEYED}");
+            }
         }
         if !dataplane.fits(&config.limits) {
             warn!(
@@ -182,12 +200,12 @@ impl Daemon {
             );
         }
         Ok(Self {
-            file: Stamp::of(&options.config),
+            file,
             options: options.clone(),
             config,
             dataplane,
             planner,
-            slots: Slots::default(),
+            slots,
             attached: BTreeMap::new(),
             refused: BTreeMap::new(),
             applied: None,
@@ -198,9 +216,30 @@ impl Daemon {
         })
     }
 
-    /// Fills the tables, then attaches.
+    /// Fills the tables and attaches.
+    ///
+    /// Tables that an earlier run left are changed last, when nothing can fail any more but a device's
+    /// path.
     fn start(&mut self, view: &View) -> Result<(), DaemonError> {
-        self.apply(view)?;
+        if self.dataplane.adopted() {
+            let before = self.dataplane.links()?;
+            if let Err(error) = self.attach_all(view) {
+                let new = self.attached.values().filter(|name| !before.contains(name));
+                new.for_each(|name| drop(self.dataplane.detach(name)));
+                return Err(error);
+            }
+            self.apply(view)?;
+        } else {
+            self.apply(view)?;
+            self.attach_all(view)?;
+        }
+        self.detach_unwanted();
+        let frontends: usize = self.config.services.iter().map(|one| one.frontends.len()).sum();
+        info!(services = self.config.services.len(), frontends, "the data path is up");
+        Ok(())
+    }
+
+    fn attach_all(&mut self, view: &View) -> Result<(), DaemonError> {
         for device in self.config.devices.clone() {
             let link = view.links.values().find(|link| link.name == device.name);
             let Some(link) = link else { return Err(DaemonError::NoDevice(device.name)) };
@@ -208,9 +247,6 @@ impl Daemon {
             Self::say_attached(&name);
             self.attached.insert(device.name, name);
         }
-        self.detach_unwanted();
-        let frontends: usize = self.config.services.iter().map(|one| one.frontends.len()).sum();
-        info!(services = self.config.services.len(), frontends, "the data path is up");
         Ok(())
     }
 
@@ -222,18 +258,19 @@ impl Daemon {
         // Devices before the paths that name them.
         self.dataplane.configure(config.hash_key, config.icmp_errors_per_second)?;
         self.dataplane.set_devices(&self.slots.devices(view), &self.slots.of)?;
-        self.dataplane.set_peers(&topology::peers(config))?;
+        let peers = self.dataplane.set_peers(&topology::peers(config));
         let slots = &self.slots;
         let path = |key: &_| topology::path(key, view, slots, &config.tunnel);
         let outcome = self.planner.apply(&config.services, &path, self.since.elapsed());
         let result = self.dataplane.run(&outcome.ops);
-        self.dataplane.set_addresses(&topology::addresses(config, view))?;
+        let addresses = self.dataplane.set_addresses(&topology::addresses(config, view));
         if !outcome.ops.is_empty() {
             info!(operations = outcome.ops.len(), took = ?started.elapsed(), "tables written");
         }
         self.told.refused(outcome.refused);
         self.told.paths(self.obstacles(view));
-        Ok(result?)
+        // None of them keeps the others from being up to date.
+        Ok(result.and(peers).and(addresses)?)
     }
 
     /// What is in the way of each backend; nothing where there is a path, or may be soon.
@@ -274,7 +311,7 @@ impl Daemon {
             tokio::select! {
                 event = signals.next() => match event {
                     Event::Stop => return,
-                    Event::Reload => self.reload(follower).await,
+                    Event::Reload => self.reload(follower, &view.borrow().clone()).await,
                 },
                 changed = view.changed() => {
                     if changed.is_err() {
@@ -286,7 +323,8 @@ impl Daemon {
                 () = due => {}
                 _ = look.tick() => {
                     if Stamp::of(&self.options.config) != self.file {
-                        self.reload(follower).await;
+                        let now = view.borrow().clone();
+                        self.reload(follower, &now).await;
                     }
                 }
             }
@@ -312,6 +350,7 @@ impl Daemon {
             return;
         }
         self.compared = Instant::now();
+        self.drop_dead_links();
         let drift = self.planner.drift(&self.dataplane.arrays);
         if drift.is_empty() {
             return;
@@ -323,7 +362,7 @@ impl Daemon {
     }
 
     /// Takes a new configuration if it is sound; otherwise the one in force stays.
-    async fn reload(&mut self, follower: &Follower) {
+    async fn reload(&mut self, follower: &Follower, view: &View) {
         self.file = Stamp::of(&self.options.config);
         let path = self.options.config.clone();
         // A large file takes a while.
@@ -343,6 +382,16 @@ impl Daemon {
         };
         if config == self.config {
             self.next = None;
+            return;
+        }
+        // A device in force may be gone for a while; a new one that is not there is a mistake.
+        let known = |name: &str| {
+            self.config.devices.iter().any(|device| device.name == name)
+                || view.links.values().any(|link| link.name == name)
+        };
+        if let Some(device) = config.devices.iter().find(|device| !known(&device.name)) {
+            let error = DaemonError::NoDevice(device.name.clone());
+            error!("the new configuration is refused, the one before stays in force:\n{error}");
             return;
         }
         let mut destinations = topology::destinations(&config);
@@ -369,7 +418,7 @@ impl Daemon {
             );
         }
         if config.hash_key != self.config.hash_key {
-            warn!("the hash key changes: flows may move to other backends");
+            warn!("{REKEYED}");
         }
         self.planner.configure(HashKey::from(config.hash_key), config.handover);
         follower.set_destinations(topology::destinations(&config));

@@ -55,6 +55,11 @@ impl Dataplane {
         Err(failed(last.unwrap_or(AttachProblem::Nothing)))
     }
 
+    /// Whether a link still has its device: one that was detached takes no program (ENOLINK).
+    pub fn is_attached(&mut self, name: &LinkName) -> bool {
+        self.replace(name).is_ok()
+    }
+
     /// Replaces the program of a pinned link (`bpf_link` update, Linux 5.9).
     fn replace(&mut self, name: &LinkName) -> Result<(), AttachProblem> {
         let pinned = PinnedLink::from_pin(self.pins.link(name))?;
@@ -139,8 +144,9 @@ fn explain_attach(error: &ProgramError) -> String {
              this device to run in the slower generic mode"
             .to_owned(),
         Some(libc::EBUSY | libc::EEXIST) => {
-            "another XDP program is attached already; find it with \
-             `bpftool net`, and detach it with `ip link set dev DEVICE xdp off`"
+            "another XDP program is attached already (see `bpftool net`): if it is xdp-lb's \
+             with another pin directory, run `xdp-lb clean --pin-dir DIR`; otherwise detach it with \
+             `ip link set dev DEVICE xdp off`, or `bpftool link detach id N` where it has a link"
                 .to_owned()
         }
         Some(libc::ERANGE | libc::EMSGSIZE) => {

@@ -64,7 +64,10 @@ pub struct Dataplane {
     ebpf: Ebpf,
     pins: Pins,
     layout: Layout,
+    sizes: Sizes,
     adopted: bool,
+    /// Of the data path that was taken over
+    flow_key: Option<[u64; 2]>,
     /// The planner's arrays
     pub arrays: Arrays,
     settings: Array<MapData, Settings>,
@@ -91,7 +94,7 @@ impl Dataplane {
     ///
     /// Where the kernel refuses; nothing is changed then, and nothing left behind.
     pub fn open(pins: Pins, limits: &Limits) -> Result<Self, DataplaneError> {
-        let existed = pins.exists();
+        let existed = pins.exists()?;
         pins.create()?;
         match Self::load(pins.clone(), limits, existed) {
             Err(error) if !existed => {
@@ -103,10 +106,13 @@ impl Dataplane {
     }
 
     fn load(pins: Pins, limits: &Limits, existed: bool) -> Result<Self, DataplaneError> {
-        let sizes = Sizes::of(limits);
+        let mut sizes = Sizes::of(limits);
+        if existed {
+            sizes = sizes.as_pinned(&pins)?;
+        }
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
-        for (name, entries) in sizes.entries {
+        for (name, entries) in sizes.iter() {
             loader.map_max_entries(name, entries);
         }
         for name in ALL_MAPS {
@@ -132,21 +138,16 @@ impl Dataplane {
         let had =
             settings.get(&0, 0).map_err(|source| operation(names::SETTINGS, "read", source))?;
         let adopted = existed && had.buckets() != 0;
-        let layout = Layout {
-            frontends: counters.frontends.len(),
-            backends: arrays.backends.entries(),
-            words: arrays.arena.entries(),
-            buckets: arrays.frontends.entries(),
-            seed: if adopted { had.frontend_seed() } else { random() },
-        };
-        if arrays.services.entries() != record_count(&layout) {
-            // Only another build could have made them so.
-            return Err(TableError::Missing(names::SERVICES).into());
+        let layout = sizes.layout(if adopted { had.frontend_seed() } else { random() });
+        if arrays.services.entries() < record_count(&layout) {
+            return Err(TableError::Unsound("SERVICES is too small".to_owned()).into());
         }
         Ok(Self {
             pins,
             layout,
+            sizes,
             adopted,
+            flow_key: adopted.then(|| had.flow_key()),
             arrays,
             settings,
             devices: take(&mut ebpf, names::DEVICES)?,
@@ -171,10 +172,23 @@ impl Dataplane {
 
     /// Whether these limits are those of the tables; if not, they hold from the next data path on.
     pub fn fits(&self, limits: &Limits) -> bool {
-        let sizes = Sizes::of(limits);
-        sizes.frontends == self.layout.frontends
-            && limits.backends == self.layout.backends
-            && sizes.words == self.layout.words
+        Sizes::of(limits) == self.sizes
+    }
+
+    /// Whether the data path that was taken over hashes flows with another key.
+    pub fn rekeyed(&self, hash_key: [u8; 16]) -> bool {
+        self.flow_key.is_some_and(|had| had != flow_key(hash_key))
+    }
+
+    /// The index of each interface in `DEVICES`, as an earlier run left it.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read the map.
+    pub fn device_slots(&self) -> Result<BTreeMap<u32, u16>, TableError> {
+        let have: Result<BTreeMap<u32, u32>, MapError> = self.device_of.iter().collect();
+        let have = have.map_err(|source| operation(names::DEVICE_OF, "read", source))?;
+        Ok(have.into_iter().map(|(ifindex, slot)| (ifindex, slot as u16)).collect())
     }
 
     /// Carries out the planner's operations.
@@ -197,9 +211,8 @@ impl Dataplane {
     ///
     /// Where the kernel refuses.
     pub fn configure(&mut self, hash_key: [u8; 16], icmp_rate: u32) -> Result<(), TableError> {
-        let key = u128::from_le_bytes(hash_key);
-        let flow_key = [key as u64, (key >> 64) as u64];
-        let settings = Settings::new(flow_key, self.layout.seed, self.layout.buckets, icmp_rate);
+        let settings =
+            Settings::new(flow_key(hash_key), self.layout.seed, self.layout.buckets, icmp_rate);
         self.settings
             .set(0, settings, 0)
             .map_err(|source| operation(names::SETTINGS, "write", source))
@@ -287,6 +300,12 @@ impl Dataplane {
     pub fn remove(self) -> Result<(), PinError> {
         self.pins.clear()
     }
+}
+
+/// The key of the hash of flows: the halves of the cluster's key, as little-endian numbers.
+fn flow_key(hash_key: [u8; 16]) -> [u64; 2] {
+    let key = u128::from_le_bytes(hash_key);
+    [key as u64, (key >> 64) as u64]
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, DataplaneError> {

@@ -1,11 +1,14 @@
 //! How many entries each map has.
 
+use aya::maps::MapData;
 use xdp_lb_abi::names;
 use xdp_lb_plan::{Layout, record_count};
 
-use crate::config::Limits;
+use super::operation;
+use crate::{config::Limits, maps::TableError, pins::Pins};
 
-/// Addresses of this host that may need an entry in `ADDRESSES`, beside the frontends'.
+/// Addresses of this host that may need an entry in `ADDRESSES`, beside the frontends': those twice,
+/// since new ones are written before old ones are removed.
 const OWN_ADDRESSES: u32 = 4096;
 
 /// Every map of the object.
@@ -27,14 +30,12 @@ pub(super) const ALL_MAPS: [&str; 15] = [
     names::LIMITER,
 ];
 
-/// Sizes of the maps for the configured limits.
-pub(super) struct Sizes {
-    pub(super) frontends: u32,
-    pub(super) words: u32,
-    pub(super) entries: Vec<(&'static str, u32)>,
-}
+/// How many entries each map has.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Sizes(Vec<(&'static str, u32)>);
 
 impl Sizes {
+    /// The sizes for the configured limits.
     pub(super) fn of(limits: &Limits) -> Self {
         let buckets = xdp_lb_plan::buckets(limits.frontends);
         let words = limits.slots.div_ceil(xdp_lb_abi::SLOTS_PER_WORD);
@@ -45,16 +46,43 @@ impl Sizes {
             buckets,
             seed: 0,
         };
-        let entries = vec![
+        Self(vec![
             (names::FRONTENDS, buckets),
             (names::SERVICES, record_count(&layout)),
             (names::ARENA, words),
             (names::BACKENDS, limits.backends),
-            (names::ADDRESSES, limits.frontends.saturating_add(OWN_ADDRESSES)),
+            (names::ADDRESSES, limits.frontends.saturating_mul(2).saturating_add(OWN_ADDRESSES)),
             (names::FLOWS, limits.flows),
             (names::FRONTEND_STATS, limits.frontends),
             (names::BACKEND_STATS, limits.backends),
-        ];
-        Self { frontends: limits.frontends, words, entries }
+        ])
+    }
+
+    /// The same maps with the sizes that they have where they are pinned already.
+    pub(super) fn as_pinned(mut self, pins: &Pins) -> Result<Self, TableError> {
+        for (name, entries) in &mut self.0 {
+            let map = MapData::from_pin(pins.map(name))
+                .map_err(|error| operation(name, "open", error))?;
+            let info = map.info().map_err(|error| operation(name, "inspect", error))?;
+            *entries = info.max_entries();
+        }
+        Ok(self)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.0.iter().copied()
+    }
+
+    /// The tables' layout; `seed` as in [`Layout`].
+    pub(super) fn layout(&self, seed: u64) -> Layout {
+        let size =
+            |wanted| self.iter().find(|(name, _)| *name == wanted).map_or(0, |(_, size)| size);
+        Layout {
+            frontends: size(names::FRONTEND_STATS),
+            backends: size(names::BACKENDS),
+            words: size(names::ARENA),
+            buckets: size(names::FRONTENDS),
+            seed,
+        }
     }
 }
