@@ -1,16 +1,13 @@
 //! Entry points.
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
     macros::xdp,
     programs::XdpContext,
 };
 use xdp_lb_datapath::{Verdict, handle};
 
-use crate::{
-    frame::XdpFrame,
-    tables::{self, Maps},
-};
+use crate::{frame::XdpFrame, tables::Maps};
 
 /// The balancer, on a device's driver hook.
 ///
@@ -22,7 +19,8 @@ pub(crate) fn xdp_lb(context: XdpContext) -> u32 {
         Verdict::Pass => XDP_PASS,
         Verdict::Drop => XDP_DROP,
         Verdict::Transmit => XDP_TX,
-        Verdict::Redirect(device) => tables::redirect(device),
+        // `Tables::redirect` has named the device.
+        Verdict::Redirect(_) => XDP_REDIRECT,
     }
 }
 

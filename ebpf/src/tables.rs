@@ -2,9 +2,7 @@
 //! the object.
 
 use aya_ebpf::{
-    bindings::{
-        BPF_F_MMAPABLE, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_action::XDP_DROP,
-    },
+    bindings::{BPF_F_MMAPABLE, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup},
     btf_maps::{Array, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::generated::{bpf_fib_lookup, bpf_ktime_get_ns},
     macros::btf_map,
@@ -62,12 +60,6 @@ impl<'a> Maps<'a> {
     pub(crate) const fn new(context: &'a XdpContext) -> Self {
         Self(context)
     }
-}
-
-/// Sends the frame out of a device of `DEVICES`; the return code of the program.
-#[inline(always)]
-pub(crate) fn redirect(device: u16) -> u32 {
-    DEVMAP.redirect(device.into(), XDP_DROP.into()).unwrap_or_else(|action| action)
 }
 
 impl Tables for Maps<'_> {
@@ -139,6 +131,12 @@ impl Tables for Maps<'_> {
     #[inline(always)]
     fn route(&self, facts: &Facts, backend: &Backend) -> Hop {
         route(self.0, facts, backend)
+    }
+
+    #[inline(always)]
+    fn redirect(&self, device: u16) -> bool {
+        // The kernel empties the entry of a device that goes away.
+        DEVMAP.redirect(device.into(), 0).is_ok()
     }
 
     #[inline(always)]

@@ -42,6 +42,10 @@ pub fn forward<F: Frame, T: Tables>(
     if facts.length + outer > mtu {
         return Err(icmp::too_big(frame, tables, facts, mtu - outer, choice.settings.icmp_rate()));
     }
+    let transmit = device.ifindex() == frame.ingress();
+    if !transmit && !tables.redirect(hop.device()) {
+        return Err(Reason::NoNextHop);
+    }
     let link = ETHERNET + usize::from(device.tags()) * TAG;
     let growth = (link + outer) as i32 - facts.link as i32;
     if growth != 0 {
@@ -53,11 +57,7 @@ pub fn forward<F: Frame, T: Tables>(
         _ => inner_kind(facts),
     };
     write_link(frame, device, hop, facts.priority.0, kind)?;
-    if device.ifindex() == frame.ingress() {
-        Ok(Verdict::Transmit)
-    } else {
-        Ok(Verdict::Redirect(hop.device()))
-    }
+    Ok(if transmit { Verdict::Transmit } else { Verdict::Redirect(hop.device()) })
 }
 
 /// Largest IP packet on the way to the backend; at least what any link carries (RFC 791, 3.2), at

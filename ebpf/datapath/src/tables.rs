@@ -34,6 +34,8 @@ pub trait Tables {
     /// Asks the kernel's routing table: the next hop towards a backend that has none yet;
     /// [`Hop::UNKNOWN`] where it has none either.
     fn route(&self, facts: &Facts, backend: &Backend) -> Hop;
+    /// Makes this device of `DEVICES` the one that the frame leaves by, where it still exists.
+    fn redirect(&self, device: u16) -> bool;
     /// Counts a forwarded packet of `bytes` (layer 3) for a frontend.
     fn count_frontend(&self, stats: u32, bytes: usize);
     /// Counts a forwarded packet of `bytes` (layer 3) for a backend.

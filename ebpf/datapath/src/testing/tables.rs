@@ -26,6 +26,8 @@ pub struct MemoryTables {
     pub backends: Vec<Backend>,
     /// `DEVICES`
     pub devices: Vec<Device>,
+    /// Indices that `DEVMAP` does not have
+    pub absent: Vec<u16>,
     /// `ADDRESSES`
     pub addresses: BTreeMap<Address, u32>,
     /// `PEERS`: networks as address and prefix length
@@ -56,6 +58,7 @@ impl MemoryTables {
             arena: Vec::new(),
             backends: vec![Backend::default()],
             devices: vec![Device::default()],
+            absent: Vec::new(),
             addresses: BTreeMap::new(),
             peers: Vec::new(),
             flows: RefCell::default(),
@@ -179,6 +182,10 @@ impl Tables for MemoryTables {
 
     fn route(&self, _facts: &Facts, backend: &Backend) -> Hop {
         self.routes.get(&backend.tunnel()).copied().unwrap_or(Hop::UNKNOWN)
+    }
+
+    fn redirect(&self, device: u16) -> bool {
+        !self.absent.contains(&device)
     }
 
     fn count_frontend(&self, stats: u32, bytes: usize) {

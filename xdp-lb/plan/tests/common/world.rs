@@ -276,6 +276,10 @@ impl Tables for World {
     fn route(&self, _: &Facts, _: &Backend) -> Hop {
         Hop::UNKNOWN
     }
+    fn redirect(&self, _: u16) -> bool {
+        true
+    }
+
     fn count_frontend(&self, _: u32, _: usize) {}
     fn count_backend(&self, _: u32, _: usize) {}
     fn count_reason(&self, _: Reason, _: usize) {}

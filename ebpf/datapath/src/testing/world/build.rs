@@ -45,9 +45,11 @@ fn add_devices(tables: &mut MemoryTables) {
         (device::TINY, ingress(60)),
         (device::LOOPBACK, ingress(65_600)),
         (device::OTHER_VLAN, egress.with_tag((0x8100, 20))),
+        (device::GONE, egress),
     ] {
         assert_eq!(tables.add_device(device), index);
     }
+    tables.absent.push(device::GONE);
 }
 
 /// A backend in mode l2.
@@ -93,6 +95,7 @@ fn add_direct(tables: &mut MemoryTables) {
         (port::L2_OTHER_VLAN, device::OTHER_VLAN, 0),
         (port::L2_JUMBO, device::JUMBO, 0),
         (port::L2_TINY, device::TINY, 0),
+        (port::L2_GONE, device::GONE, 0),
         (port::L2_NARROW, device::UNTAGGED, 1270),
     ] {
         let hop = Hop::new(next_hop(port), device);

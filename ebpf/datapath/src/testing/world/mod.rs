@@ -86,6 +86,8 @@ pub mod device {
     pub const LOOPBACK: u16 = 7;
     /// VLAN 20 on [`super::EGRESS`]
     pub const OTHER_VLAN: u16 = 8;
+    /// [`super::EGRESS`], which the device map does not name any more
+    pub const GONE: u16 = 9;
 }
 
 /// Services, by the port of their frontends.
@@ -104,6 +106,8 @@ pub mod port {
     pub const L2_JUMBO: u16 = 85;
     /// Mode l2 by [`super::device::TINY`]
     pub const L2_TINY: u16 = 86;
+    /// Mode l2 by [`super::device::GONE`]
+    pub const L2_GONE: u16 = 89;
     /// Mode l2, with a path MTU of 1270
     pub const L2_NARROW: u16 = 87;
     /// Mode l2, three backends with the slots of [`super::SPREAD_SLOTS`]
