@@ -89,7 +89,7 @@ reasons! {
     ExtensionHeader = 8, "ipv6_extension_header", Pass;
     /// Neither TCP, UDP, SCTP, ICMP nor a tunnel.
     Protocol = 9, "protocol", Pass;
-    /// ICMP that is neither an echo request nor for one of our addresses.
+    /// ICMP other than a plain echo request to a frontend: errors to a frontend's address too.
     Icmp = 10, "icmp", Pass;
     /// A tunnel packet that is not addressed to this host, or whose inner packet is not.
     TunnelNotOurs = 11, "tunnel_not_ours", Pass;
@@ -99,9 +99,9 @@ reasons! {
     TunnelEcn = 13, "tunnel_ecn", Drop;
     /// The service has no backend.
     NoBackend = 14, "no_backend", Drop;
-    /// No route or no neighbour's MAC address is known for the backend.
+    /// No route or no neighbour's MAC address is known for the backend, or its device is gone.
     NoNextHop = 15, "no_next_hop", Drop;
-    /// TTL or hop limit 0 on arrival.
+    /// For a frontend, with a TTL or hop limit of 0 on arrival.
     TtlZero = 16, "ttl_zero", Drop;
     /// Does not fit the path; the sender was told (ICMP fragmentation needed, ICMPv6 packet too big).
     TooBig = 17, "too_big_answered", Answer;

@@ -127,7 +127,7 @@ fn a_second_daemon_with_the_same_pins_is_refused_and_the_first_goes_on() {
     let ended = run_here(clean);
     assert_eq!(ended.code, Some(1), "{ended}");
     assert!(ended.log.contains("another xdp-lb runs with the pin directory"), "{ended}");
-    assert!(net.has_xdp("balancer", "eth0") && daemon.pins().exists());
+    assert!(net.has_xdp("balancer", "eth0") && daemon.pins().exists().unwrap());
     assert_eq!(net.client().ask(frontend, None).unwrap().backend, "b1");
 }
 

@@ -87,7 +87,7 @@ fn traffic_goes_on_without_the_daemon_and_the_next_one_takes_over() {
             let ended = daemon.stop();
             assert_eq!(ended.code, Some(0), "{ended}");
             assert!(ended.log.contains("the data path goes on without the daemon"), "{ended}");
-            assert!(net.has_xdp("balancer", "eth0") && pins.exists());
+            assert!(net.has_xdp("balancer", "eth0") && pins.exists().unwrap());
             goes_on(&net, &mut held);
 
             daemon = net.balance(&text);

@@ -108,7 +108,7 @@ impl Dataplane {
     fn load(pins: Pins, limits: &Limits, existed: bool) -> Result<Self, DataplaneError> {
         let mut sizes = Sizes::of(limits);
         if existed {
-            sizes = sizes.as_pinned(&pins)?;
+            sizes = sizes.with_pinned(&pins)?;
         }
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);

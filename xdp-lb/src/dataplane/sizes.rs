@@ -59,7 +59,7 @@ impl Sizes {
     }
 
     /// The same maps with the sizes that they have where they are pinned already.
-    pub(super) fn as_pinned(mut self, pins: &Pins) -> Result<Self, TableError> {
+    pub(super) fn with_pinned(mut self, pins: &Pins) -> Result<Self, TableError> {
         for (name, entries) in &mut self.0 {
             let map = MapData::from_pin(pins.map(name))
                 .map_err(|error| operation(name, "open", error))?;

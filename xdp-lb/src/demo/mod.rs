@@ -76,8 +76,8 @@ pub enum DemoError {
     Running,
     /// A lab that was left up on purpose.
     #[error(
-        "the lab that an earlier demo kept is still up: remove it with `xdp-lb demo --clean`, or \
-         run beside it with --prefix"
+        "the lab that an earlier demo kept is still up: remove it with the command that it ended \
+         with (`xdp-lb demo --clean`, and its --prefix), or run beside it with another --prefix"
     )]
     Kept,
     /// There is no BPF file system, and none can be mounted.
