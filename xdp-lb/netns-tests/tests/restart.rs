@@ -11,7 +11,8 @@ use std::{
 
 use xdp_lb::lab::{Client, Held};
 use xdp_lb_netns_tests::{
-    Daemon, Net, Service, V4, V6, config, near, near6, network, run, wait_until, without_root,
+    Daemon, Net, Service, V4, V6, config, config_with, near, near6, network, run, vip_at,
+    wait_until, without_root,
 };
 
 const FOUR: SocketAddr = SocketAddr::new(V4, 80);
@@ -177,4 +178,55 @@ fn detach_on_exit_leaves_nothing() {
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stdout).contains("attached to eth0"));
     assert!(!pins.exists() && !net.has_xdp("balancer", "eth0"));
+}
+
+#[test]
+fn limits_may_change_between_runs() {
+    if without_root() {
+        return;
+    }
+    let net = Net::up("xlbnlimits", network(3, 0));
+    let _servers = net.serve(["b1", "b2", "b3"], &[FOUR, SIX]);
+    let with = |limits: &str| {
+        let config = config(&services());
+        let other = config.lines().filter(|line| !line.starts_with("limits:"));
+        other.map(|line| format!("{line}\n")).chain([limits.to_owned()]).collect::<String>()
+    };
+    let small = "limits: {frontends: 64, backends: 64, slots: 65536, flows: 1024}\n";
+    let daemon = net.balance(&with(small));
+    assert!(!daemon.log().contains("take effect once"), "{}", daemon.log());
+    daemon.stop();
+    // The tables that run keep their sizes, whatever the next file asks for.
+    for limits in [
+        "limits: {frontends: 128, backends: 64, slots: 65536, flows: 1024}\n",
+        "limits: {frontends: 32, backends: 16, slots: 32768, flows: 512}\n",
+        "limits: {frontends: 64, backends: 64, slots: 65536, flows: 2048}\n",
+        "",
+    ] {
+        let daemon = net.balance(&with(limits));
+        assert!(daemon.log().contains("take effect once"), "{}", daemon.log());
+        assert!(net.client().ask(FOUR, None).is_ok());
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_what_runs_as_it_is() {
+    if without_root() {
+        return;
+    }
+    let net = Net::up("xlbnfail", network(3, 0));
+    let _servers = net.serve(["b1", "b2", "b3"], &[FOUR, SIX]);
+    net.balance(&config_with(&[("eth0", "native")], &services(), "")).stop();
+    let before = net.client().ask(FOUR, None).unwrap();
+    // Another service, and a device that takes no native XDP.
+    let other = [Service::new("other", "l2").tcp(vip_at(FOUR.ip(), 7777)).backend(near(1))];
+    let wanted = config_with(&[("eth0", "native"), ("lo", "native")], &other, "");
+    let ended = run(net.scratch(), net.ns("balancer"), "balancer", &wanted, &[]).err().unwrap();
+    assert_eq!(ended.code, Some(1), "{ended}");
+    assert!(ended.log.contains("its driver has no native XDP"), "{ended}");
+    let client = net.client();
+    let port = before.client.port();
+    assert_eq!(client.ask(FOUR, Some(port)).unwrap().backend, before.backend);
+    assert!(!net.has_xdp("balancer", "lo"));
 }
