@@ -4,7 +4,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use serde::Serialize;
-use xdp_lb_abi::{Phase, Reason, Traffic};
+use xdp_lb_abi::{Phase, Reason, Settings, Traffic};
 use xdp_lb_plan::{BackendKey, FrontendState, Layout, Planner, maglev::HashKey, model::Protocol};
 
 use crate::{
@@ -127,18 +127,8 @@ pub fn read(pins: &Pins) -> Result<Stats, StatsError> {
     if !pins.exists()? {
         return Err(StatsError::None(pins.root().to_owned()));
     }
-    let (arrays, settings) = open_arrays(pins)?;
     let counters = Counters::open(pins)?;
-    let layout = Layout {
-        frontends: counters.frontend_count(),
-        backends: arrays.backends.entries(),
-        words: arrays.arena.entries(),
-        buckets: arrays.frontends.entries(),
-        seed: settings.frontend_seed(),
-    };
-    // No table is built here, so the key does not matter.
-    let mut planner = Planner::new(&layout, HashKey::from([0; 16]), Duration::ZERO);
-    planner.adopt(&arrays, Duration::ZERO)?;
+    let (planner, _) = tables(pins, &counters)?;
     let mut stats = Stats { frontends: vec![], backends: vec![], reasons: vec![], devices: vec![] };
     for state in planner.frontends() {
         stats.frontends.push(frontend(&planner, &state, counters.frontend(state.stats)?));
@@ -173,6 +163,22 @@ pub fn read(pins: &Pins) -> Result<Stats, StatsError> {
         stats.devices.push(DeviceStats { device: link.device, ifindex: link.ifindex, xdp });
     }
     Ok(stats)
+}
+
+/// What the pinned tables hold, and the settings beside them.
+pub(crate) fn tables(pins: &Pins, counters: &Counters) -> Result<(Planner, Settings), StatsError> {
+    let (arrays, settings) = open_arrays(pins)?;
+    let layout = Layout {
+        frontends: counters.frontend_count(),
+        backends: arrays.backends.entries(),
+        words: arrays.arena.entries(),
+        buckets: arrays.frontends.entries(),
+        seed: settings.frontend_seed(),
+    };
+    // No table is built here, so the key does not matter.
+    let mut planner = Planner::new(&layout, HashKey::from([0; 16]), Duration::ZERO);
+    planner.adopt(&arrays, Duration::ZERO)?;
+    Ok((planner, settings))
 }
 
 fn frontend(planner: &Planner, state: &FrontendState<'_>, traffic: Traffic) -> FrontendStats {

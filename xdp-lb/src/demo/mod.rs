@@ -95,9 +95,6 @@ pub enum DemoError {
     /// Tables cannot be read.
     #[error("cannot read the balancer's tables: {0}")]
     Table(#[from] TableError),
-    /// The tables contradict themselves.
-    #[error("the balancer's tables are unsound: {0}")]
-    Unsound(#[from] xdp_lb_plan::Unsound),
     /// Pins cannot be removed.
     #[error(transparent)]
     Pin(#[from] PinError),

@@ -1,19 +1,12 @@
 //! Which backend a connection belongs to, by the tables that the data path uses.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use xdp_lb_abi::{FlowKey, Table};
-use xdp_lb_plan::{
-    Layout, Planner,
-    maglev::{HashKey, Identity},
-    model::Protocol,
-};
+use xdp_lb_plan::{maglev::Identity, model::Protocol};
 
 use super::DemoError;
-use crate::{
-    dataplane::{Counters, open_arrays},
-    pins::Pins,
-};
+use crate::{dataplane::Counters, pins::Pins, stats};
 
 /// The Maglev tables at one moment.
 #[derive(Debug)]
@@ -32,17 +25,7 @@ struct Slots {
 impl Oracle {
     /// Reads the tables of the data path that is pinned here.
     pub(super) fn read(pins: &Pins) -> Result<Self, DemoError> {
-        let (arrays, settings) = open_arrays(pins)?;
-        let layout = Layout {
-            frontends: Counters::open(pins)?.frontend_count(),
-            backends: arrays.backends.entries(),
-            words: arrays.arena.entries(),
-            buckets: arrays.frontends.entries(),
-            seed: settings.frontend_seed(),
-        };
-        // No table is built here, so the key does not matter.
-        let mut planner = Planner::new(&layout, HashKey::from([0; 16]), Duration::ZERO);
-        planner.adopt(&arrays, Duration::ZERO)?;
+        let (planner, settings) = stats::tables(pins, &Counters::open(pins)?)?;
         let tables = planner.frontends().map(|state| {
             let frontend = SocketAddr::new(state.key.address().to_ip(), state.key.port());
             let backend = |id: &u32| planner.backend(*id).map(|key| key.identity);
