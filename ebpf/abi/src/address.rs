@@ -4,6 +4,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::hash::{finish, round};
+
 /// Address family, as a byte of map keys.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
 #[repr(u8)]
@@ -99,6 +101,57 @@ impl Address {
         if self.is_v6() { Family::V6 as u8 } else { Family::V4 as u8 }
     }
 
+    /// The IPv4 address inside an IPv4-mapped one (RFC 4291, 2.5.5.2); any other as it is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unmapped(self) -> Self {
+        let [high, low] = self.words;
+        if self.is_v6() && high == 0 && u64::from_be(low) >> 32 == 0xffff {
+            // The upper half of the bytes is that of `::ffff`.
+            let low = (u64::from_be(low) & 0xffff_ffff).to_be();
+            return Self::from_words([0, low], false);
+        }
+        self
+    }
+
+    /// An IPv4 address as an IPv4-mapped one; an IPv6 address as it is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mapped(self) -> Self {
+        if self.is_v6() {
+            return self;
+        }
+        let low = (u64::from_be(self.words[1]) | 0xffff << 32).to_be();
+        Self::from_words([0, low], true)
+    }
+
+    /// The family's unspecified address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unspecified(&self) -> Self {
+        Self { words: [0; 2], family: self.family }
+    }
+
+    /// Whether it is its family's unspecified address.
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        self.words[0] | self.words[1] == 0
+    }
+
+    /// Whether it is one of 127.0.0.0/8, or `::1`.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        let low = u64::from_be(self.words[1]);
+        if self.is_v6() { self.words[0] == 0 && low == 1 } else { low >> 24 == 127 }
+    }
+
+    /// Stands for a socket, or a network namespace, where a client's address is asked for: one of
+    /// 100::/64, which no client has (RFC 6666).
+    #[inline(always)]
+    pub const fn of_cookie(cookie: u64) -> Self {
+        Self::from_words([(0x0100_u64 << 48).to_be(), cookie.to_be()], true)
+    }
+
     /// The standard library's form, for people and for netlink.
     pub const fn to_ip(&self) -> IpAddr {
         if self.is_v6() {
@@ -124,8 +177,21 @@ pub struct AddressFlags;
 impl AddressFlags {
     /// The host itself has the address: tunnel packets to it are ours, inner packets are delivered.
     pub const LOCAL: u32 = 1;
-    /// A frontend has the address: echo requests to it are answered.
+    /// A LoadBalancer address or external IP: echo requests to it are answered, and what is not for
+    /// one of its frontends is refused. Never set for an address that only NodePorts use.
     pub const FRONTEND: u32 = 2;
+
+    /// Words of the array `ADDRESS_FILTER`.
+    pub const FILTER_WORDS: u32 = 1024;
+
+    /// Where `ADDRESS_FILTER` says whether an address may have [`Self::FRONTEND`]: the word, and the
+    /// bit in it. A clear bit saves the look-up in `ADDRESSES`.
+    #[inline(always)]
+    pub const fn filter(address: &Address) -> (u32, u64) {
+        let [high, low] = address.words();
+        let hash = finish(round(high, low)) >> 48;
+        ((hash >> 6) as u32 % Self::FILTER_WORDS, 1 << (hash & 63))
+    }
 }
 
 /// Data of a key of the LPM trie `PEERS`, 20 bytes: the family, then the address.
@@ -170,6 +236,52 @@ impl PeerKey {
     }
 }
 
+/// Data of a key of the LPM trie `SOURCES`, 24 bytes: the number of the networks, then family and
+/// address as in [`PeerKey`].
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Eq,
+    PartialEq,
+    Ord,
+    PartialOrd,
+    Hash,
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C, packed)]
+pub struct SourceKey {
+    number: u32,
+    peer: PeerKey,
+}
+const _: () = assert!(size_of::<SourceKey>() == 24);
+
+impl SourceKey {
+    /// Bits of a key: the prefix length of a look-up.
+    pub const BITS: u32 = 192;
+
+    /// The key of an address under a number that is not 0.
+    #[inline(always)]
+    pub const fn new(number: u32, address: &Address) -> Self {
+        Self { number: number.to_be(), peer: PeerKey::new(address) }
+    }
+
+    /// Prefix length, in bits of the key, of a network of `length` bits.
+    pub const fn prefix_length(&self, length: u8) -> u32 {
+        let peer = self.peer;
+        32 + peer.prefix_length(length)
+    }
+
+    /// Number of the networks.
+    pub const fn number(&self) -> u32 {
+        u32::from_be(self.number)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +292,24 @@ mod tests {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(Address::from(ip).to_ip(), ip);
         }
+    }
+
+    #[test]
+    fn mapped_addresses_are_those_of_the_standard_library() {
+        let own = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+        for text in ["192.0.2.1", "255.255.255.255", "0.0.0.0"] {
+            assert_eq!(own(text).mapped(), own(&format!("::ffff:{text}")));
+            assert_eq!(own(text).mapped().unmapped(), own(text));
+        }
+        for text in ["2001:db8::1", "::", "::1", "::192.0.2.1", "1::ffff:192.0.2.1"] {
+            assert_eq!((own(text).unmapped(), own(text).mapped()), (own(text), own(text)));
+        }
+        for text in ["127.0.0.1", "127.9.8.7", "126.0.0.1", "::1", "::2", "::127.0.0.1", "0.0.0.0"]
+        {
+            assert_eq!(own(text).is_loopback(), own(text).to_ip().is_loopback(), "{text}");
+            assert_eq!(own(text).is_unspecified(), own(text).to_ip().is_unspecified(), "{text}");
+        }
+        assert_eq!(Address::of_cookie(0x1_0002).to_ip(), "100::1:2".parse::<IpAddr>().unwrap());
     }
 
     #[test]

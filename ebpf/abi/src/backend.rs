@@ -12,6 +12,28 @@ pub enum Mode {
     L2 = 1,
     /// Put an IPv4 or IPv6 header in front (RFC 2003, RFC 2473, RFC 4213).
     Ipip = 2,
+    /// Rewrite the destination, then send the packet through a Geneve tunnel (RFC 8926) with an
+    /// option that carries the frontend, to the instance on the backend's node.
+    Geneve = 3,
+    /// Rewrite the destination and hand the packet to this host's own stack.
+    Local = 4,
+    /// Rewrite both addresses; answers come back through this host.
+    Snat = 5,
+}
+
+impl Mode {
+    /// The mode with this number.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::L2),
+            2 => Some(Self::Ipip),
+            3 => Some(Self::Geneve),
+            4 => Some(Self::Local),
+            5 => Some(Self::Snat),
+            _ => None,
+        }
+    }
 }
 
 /// The next hop: the neighbour's MAC address and the index of the device it is behind, 8 bytes.
@@ -44,6 +66,12 @@ impl Hop {
         [a, b, c, d, e, f]
     }
 
+    /// The same as a number, the first byte the highest of its 48 bits.
+    #[inline(always)]
+    pub const fn mac_number(&self) -> u64 {
+        u64::from_be(self.0) >> 16
+    }
+
     /// Index into `DEVICES`; 0 where the next hop is not known.
     #[inline(always)]
     pub const fn device(&self) -> u16 {
@@ -51,7 +79,14 @@ impl Hop {
         u16::from_ne_bytes([g, h])
     }
 
+    /// The hop with this word.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
     /// The word that one store writes.
+    #[inline(always)]
     pub const fn word(&self) -> u64 {
         self.0
     }
@@ -166,7 +201,8 @@ impl Backend {
         self.flags & Self::TUNNEL_V6 != 0
     }
 
-    /// Source of the outer header; of the same family as [`Backend::tunnel`].
+    /// Source of the outer header, in mode `snat` of the packet itself; of the same family as
+    /// [`Backend::tunnel`].
     #[inline(always)]
     pub const fn source(&self) -> Address {
         Address::from_words(self.source, self.tunnel_is_v6())
@@ -204,11 +240,7 @@ impl Backend {
     /// The forwarding mode, or nothing where the byte is none that this version knows.
     #[inline(always)]
     pub const fn mode(&self) -> Option<Mode> {
-        match self.mode {
-            1 => Some(Mode::L2),
-            2 => Some(Mode::Ipip),
-            _ => None,
-        }
+        Mode::from_number(self.mode)
     }
 
     /// Whether it takes packets of flows that it already has.

@@ -10,19 +10,51 @@ use crate::{
     hash::{finish, round},
 };
 
+/// Whom a frontend is for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Ord, PartialOrd, Hash)]
+#[repr(u8)]
+pub enum Scope {
+    /// Packets that come in, and sockets of this host where [`Scope::Sockets`] has none of the same
+    /// address, port and protocol.
+    #[default]
+    All = 0,
+    /// Sockets of this host alone: packets that come in never meet it.
+    Sockets = 1,
+}
+
 /// Address, port and protocol that clients use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct FrontendKey {
     address: Address,
     port: u16,
     protocol: u8,
+    scope: Scope,
 }
 
 impl FrontendKey {
-    /// A key; `port` in host order, `protocol` an IP protocol number.
+    /// Words of the array `PORT_FILTER`.
+    pub const FILTER_WORDS: u32 = 1024;
+
+    /// The bit beside the family that marks [`Scope::Sockets`].
+    const SOCKETS: u32 = 0x80;
+
+    /// A key of [`Scope::All`]; `port` in host order, `protocol` an IP protocol number.
     #[inline(always)]
     pub const fn new(address: Address, port: u16, protocol: u8) -> Self {
-        Self { address, port, protocol }
+        Self { address, port, protocol, scope: Scope::All }
+    }
+
+    /// The same key in another scope.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_scope(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Whom the frontend is for.
+    pub const fn scope(&self) -> Scope {
+        self.scope
     }
 
     /// The address that clients use.
@@ -40,10 +72,22 @@ impl FrontendKey {
         self.protocol
     }
 
-    /// Port, protocol and family in one word.
+    /// Port, protocol, scope and family in one word.
     #[inline(always)]
     const fn rest(&self) -> u32 {
-        (self.port as u32) << 16 | (self.protocol as u32) << 8 | self.address.family() as u32
+        let scope = match self.scope {
+            Scope::All => 0,
+            Scope::Sockets => Self::SOCKETS,
+        };
+        let family = self.address.family() as u32;
+        (self.port as u32) << 16 | (self.protocol as u32) << 8 | scope | family
+    }
+
+    /// Where `PORT_FILTER` says whether some frontend has a port, of whatever protocol: the word, and
+    /// the bit in it. A clear bit saves the look-ups in `FRONTENDS`.
+    #[inline(always)]
+    pub const fn filter(port: u16) -> (u32, u64) {
+        (port as u32 >> 6, 1 << (port & 63))
     }
 
     /// The two buckets that may hold the key, for a table of `buckets` (a power of two).
@@ -101,12 +145,15 @@ impl FrontendEntry {
             return None;
         }
         let [port_high, port_low, protocol, family] = self.rest.to_be_bytes();
-        let address = match family {
+        let sockets = u32::from(family) & FrontendKey::SOCKETS;
+        let scope = if sockets == 0 { Scope::All } else { Scope::Sockets };
+        let address = match u32::from(family) ^ sockets {
             4 => Address::from_words(self.words, false),
             6 => Address::from_words(self.words, true),
             _ => return None,
         };
-        Some(FrontendKey::new(address, u16::from_be_bytes([port_high, port_low]), protocol))
+        let port = u16::from_be_bytes([port_high, port_low]);
+        Some(FrontendKey::new(address, port, protocol).with_scope(scope))
     }
 }
 
@@ -149,6 +196,8 @@ mod tests {
     fn an_entry_gives_back_its_key() {
         for key in [key("192.0.2.1", 80, 6), key("2001:db8::1", 65535, 17), key("::1", 1, 132)] {
             assert_eq!(FrontendEntry::new(key, 7).key(), Some(key));
+            let key = key.with_scope(Scope::Sockets);
+            assert_eq!(FrontendEntry::new(key, 7).key(), Some(key));
             assert_eq!(FrontendEntry::new(key, 0).key(), None);
         }
     }
@@ -165,6 +214,7 @@ mod tests {
         }
         assert_eq!(bucket.find(&key("::192.0.2.1", 80, 6)), 0);
         assert_eq!(bucket.find(&key("192.0.2.2", 80, 6)), 0);
+        assert_eq!(bucket.find(&keys[0].with_scope(Scope::Sockets)), 0);
     }
 
     #[test]

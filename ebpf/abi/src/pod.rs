@@ -6,7 +6,11 @@ use aya::Pod;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
-    Address, Backend, Bucket, Device, Flow, FlowKey, Limiter, PeerKey, Service, Settings, Traffic,
+    Address, Answer, Backend, Bucket, Device, Flow, FlowKey, Forward, Fragment, Limiter, PeerKey,
+    Reverse, Service, Settings, SocketFrontend, SocketKey, SocketSettings, SourceKey, Traffic,
+    Translation,
+    bench::Template,
+    monitor::{Filter, Watch},
 };
 
 /// What aya asks of a `Pod`, in zerocopy's words: it refuses padding and invalid bytes.
@@ -21,5 +25,27 @@ macro_rules! pods {
 }
 
 pods!(
-    Address, Backend, Bucket, Device, Flow, FlowKey, Limiter, PeerKey, Service, Settings, Traffic
+    Address,
+    Answer,
+    Backend,
+    Bucket,
+    Device,
+    Filter,
+    Flow,
+    FlowKey,
+    Forward,
+    Fragment,
+    Limiter,
+    PeerKey,
+    Reverse,
+    Service,
+    Settings,
+    SocketFrontend,
+    SocketKey,
+    SocketSettings,
+    SourceKey,
+    Template,
+    Traffic,
+    Translation,
+    Watch
 );

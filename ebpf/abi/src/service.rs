@@ -85,7 +85,7 @@ pub enum Phase {
     Exceptions = 2,
 }
 
-/// What a frontend's packets are chosen by, 48 bytes.
+/// What a frontend's packets are chosen by, 56 bytes.
 ///
 /// A record never changes once a [`crate::FrontendEntry`] names it: a change writes a new record
 /// and then moves the entry, so no packet sees half of it.
@@ -99,12 +99,16 @@ pub struct Service {
     stats: u32,
     phase: u8,
     flags: u8,
-    zero: [u8; 2],
-    reserved: [u8; 8],
+    draining: u16,
+    sources: u32,
+    affinity: u32,
+    started: u64,
 }
-const _: () = assert!(size_of::<Service>() == 48);
+const _: () = assert!(size_of::<Service>() == 56);
 
 impl Service {
+    const REJECT: u8 = 1;
+
     /// A service at rest.
     ///
     /// `stats` is the frontend's index into `FRONTEND_STATS`.
@@ -121,9 +125,52 @@ impl Service {
             stats,
             phase: phase as u8,
             flags: 0,
-            zero: [0; 2],
-            reserved: [0; 8],
+            draining: 0,
+            sources: 0,
+            affinity: 0,
+            started: 0,
         }
+    }
+
+    /// The same service with another index into `FRONTEND_STATS`.
+    pub const fn with_stats(mut self, stats: u32) -> Self {
+        self.stats = stats;
+        self
+    }
+
+    /// The same service, choosing by the client's address alone: a client keeps its backend until it
+    /// was silent for this many seconds. 0 chooses by the flow.
+    pub const fn with_affinity(mut self, seconds: u32) -> Self {
+        self.affinity = seconds;
+        self
+    }
+
+    /// The same service, answering or dropping what it has no backend for.
+    pub const fn with_reject(mut self, reject: bool) -> Self {
+        self.flags = if reject { self.flags | Self::REJECT } else { self.flags & !Self::REJECT };
+        self
+    }
+
+    /// The same service with a number of `SOURCES` whose networks alone may use it; 0 lets all.
+    pub const fn with_sources(mut self, sources: u32) -> Self {
+        self.sources = sources;
+        self
+    }
+
+    /// The same service, of whose backends `count` take no new flows.
+    ///
+    /// Their ids follow the current table's list in the arena, in ascending order: they are what the
+    /// list has from index [`Table::length`] on.
+    pub const fn with_draining(mut self, count: u16) -> Self {
+        self.draining = count;
+        self
+    }
+
+    /// The same service, which left its rest at `started` (nanoseconds of the kernel's monotonic
+    /// clock): a flow's record that is older is of an earlier handover, and says nothing.
+    pub const fn with_started(mut self, started: u64) -> Self {
+        self.started = started;
+        self
     }
 
     /// The table for new flows.
@@ -142,6 +189,38 @@ impl Service {
     #[inline(always)]
     pub const fn stats(&self) -> u32 {
         self.stats
+    }
+
+    /// How many seconds a silent client keeps its backend, where the client's address alone decides
+    /// (session affinity); 0 where the flow decides.
+    #[inline(always)]
+    pub const fn affinity(&self) -> u32 {
+        self.affinity
+    }
+
+    /// Whether a packet is answered (TCP RST, ICMP port unreachable) where there is no backend; it
+    /// is dropped otherwise.
+    #[inline(always)]
+    pub const fn reject(&self) -> bool {
+        self.flags & Self::REJECT != 0
+    }
+
+    /// Number in `SOURCES` of the networks that may use it; 0 where all may.
+    #[inline(always)]
+    pub const fn sources(&self) -> u32 {
+        self.sources
+    }
+
+    /// How many backends take no new flows; see [`Service::with_draining`].
+    #[inline(always)]
+    pub const fn draining(&self) -> u16 {
+        self.draining
+    }
+
+    /// Records of flows that are older do not count; see [`Service::with_started`].
+    #[inline(always)]
+    pub const fn started(&self) -> u64 {
+        self.started
     }
 
     /// The phase; a byte that is none counts as rest.
