@@ -2,21 +2,20 @@
 
 use xdp_lb_abi::{Backend, FlowKey, FrontendKey, Phase, Reason, Service, Settings, Table};
 
-use crate::{Tables, parse::Facts};
+use crate::{
+    Lookup,
+    affinity::stick,
+    parse::{Facts, Kind},
+    stage::Chosen,
+};
 
 /// The backend that a packet goes to.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice<'a> {
-    /// Backend id
-    pub id: u32,
+    /// Its id, and what it was chosen by
+    pub chosen: Chosen,
     /// The backend's record
     pub backend: &'a Backend,
-    /// The flow's hash
-    pub hash: u32,
-    /// Index of the frontend's counters
-    pub stats: u32,
-    /// What holds for the whole instance
-    pub settings: &'a Settings,
 }
 
 /// Finds the frontend and picks the backend.
@@ -24,45 +23,111 @@ pub struct Choice<'a> {
 /// # Errors
 ///
 /// [`Reason::NoFrontend`] for packets that are not ours; otherwise why the frontend cannot serve.
+/// [`Reason::TimeExceeded`] and [`Reason::Reset`] ask for an answer.
 #[inline(always)]
-pub fn decide<'a, T: Tables>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>, Reason> {
+pub fn decide<'a, T: Lookup>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>, Reason> {
     let settings = tables.settings().ok_or(Reason::NoFrontend)?;
-    let service = find(facts, tables, settings)?;
-    // Not before it is known to be ours: a host takes its own packets whatever their TTL (RFC 1122,
-    // 3.2.1.7), and so may the kernel.
-    if facts.ttl.0 == 0 {
-        return Err(Reason::TtlZero);
-    }
-    let flow = FlowKey::new(facts.source, facts.destination, facts.ports.0, facts.protocol.0);
-    let hash = flow.hash(settings.flow_key());
-    // Without a current table, new flows have no backend; older ones may still have theirs.
-    let (current, nobody) = match service.current().size() {
-        0 => (NOBODY, Reason::NoBackend),
-        _ => {
-            let slot = slot(tables, service.current(), hash)?;
-            (named(tables, service.current(), slot)?, Reason::Inconsistent)
-        }
+    let service = admitted(facts, tables, settings)?;
+    let flow = facts.flow();
+    let (hash, current) = current(tables, service, settings, &flow)?;
+    // What spreads a tunnel's packets is the flow, whatever has picked the slot.
+    let spread = if service.affinity() == 0 { hash } else { flow.hash(settings.flow_key()) };
+    let id = if service.affinity() != 0 {
+        stick(facts, tables, service, &flow, hash, current)
+    } else if service.phase() == Phase::Rest {
+        current
+    } else {
+        hand_over(facts, tables, service, &flow, hash, current)
     };
-    let id = match service.phase() {
-        Phase::Rest => current,
-        Phase::Handover | Phase::Exceptions => {
-            hand_over(facts, tables, service, &flow, hash, current)
-        }
-    };
-    if id == NOBODY {
-        return Err(nobody);
-    }
-    let backend = tables.backend(id).ok_or(Reason::Inconsistent)?;
-    Ok(Choice { id, backend, hash, stats: service.stats(), settings })
+    chosen(tables, service, spread, id)
 }
 
+/// The same where the hash alone decides; nothing where a service remembers flows or clients.
+///
+/// # Errors
+///
+/// As [`decide`].
 #[inline(always)]
-fn find<'a, T: Tables>(
+pub(crate) fn decide_by_hash<'a, T: Lookup>(
+    facts: &Facts,
+    tables: &'a T,
+) -> Result<Option<Choice<'a>>, Reason> {
+    let settings = tables.settings().ok_or(Reason::NoFrontend)?;
+    let service = admitted(facts, tables, settings)?;
+    if service.affinity() != 0 || service.phase() != Phase::Rest {
+        return Ok(None);
+    }
+    let (hash, current) = current(tables, service, settings, &facts.flow())?;
+    chosen(tables, service, hash, current).map(Some)
+}
+
+/// The service, where the packet may use it.
+#[inline(always)]
+fn admitted<'a, T: Lookup>(
     facts: &Facts,
     tables: &'a T,
     settings: &Settings,
 ) -> Result<&'a Service, Reason> {
-    let key = FrontendKey::new(facts.destination, facts.ports.0.1, facts.protocol.0);
+    let service = find(facts, tables, settings)?;
+    // Not before it is known to be ours: a host takes its own packets whatever their TTL (RFC 1122,
+    // 3.2.1.7), and so may the kernel.
+    if facts.ttl.0 == 0 {
+        return Err(Reason::TimeExceeded);
+    }
+    if service.sources() != 0 && !tables.is_allowed(service.sources(), &facts.source) {
+        return Err(Reason::SourceRange);
+    }
+    Ok(service)
+}
+
+/// The flow's hash, and the backend that the current table names; [`NOBODY`] without one.
+#[inline(always)]
+fn current<T: Lookup>(
+    tables: &T,
+    service: &Service,
+    settings: &Settings,
+    flow: &FlowKey,
+) -> Result<(u32, u32), Reason> {
+    // With session affinity the client's address alone, so that all its flows agree.
+    let chooses = if service.affinity() == 0 { *flow } else { flow.client() };
+    let hash = chooses.hash(settings.flow_key());
+    if service.current().size() == 0 {
+        return Ok((hash, NOBODY));
+    }
+    let slot = slot(tables, service.current(), hash)?;
+    Ok((hash, named(tables, service.current(), slot)?))
+}
+
+#[inline(always)]
+fn chosen<'a, T: Lookup>(
+    tables: &'a T,
+    service: &Service,
+    hash: u32,
+    id: u32,
+) -> Result<Choice<'a>, Reason> {
+    if id == NOBODY {
+        // Without a current table, new flows have no backend; older ones may still have theirs.
+        return Err(match service.current().size() {
+            0 if service.reject() => Reason::Reset,
+            0 => Reason::NoBackend,
+            _ => Reason::Inconsistent,
+        });
+    }
+    let backend = tables.backend(id).ok_or(Reason::Inconsistent)?;
+    Ok(Choice { chosen: Chosen { id, hash, stats: service.stats() }, backend })
+}
+
+#[inline(always)]
+fn find<'a, T: Lookup>(
+    facts: &Facts,
+    tables: &'a T,
+    settings: &Settings,
+) -> Result<&'a Service, Reason> {
+    let port = facts.ports.0.1;
+    if !tables.may_be_served(port) {
+        return Err(Reason::NoFrontend);
+    }
+    let key = FrontendKey::new(facts.destination, port, facts.protocol.0);
     let [first, second] = key.buckets(settings.frontend_seed(), settings.buckets());
     let mut index = tables.bucket(first).ok_or(Reason::NoFrontend)?.find(&key);
     if index == 0 {
@@ -76,7 +141,7 @@ fn find<'a, T: Tables>(
 
 /// What the flow's slot holds.
 #[inline(always)]
-fn slot<T: Tables>(tables: &T, table: &Table, hash: u32) -> Result<u16, Reason> {
+pub(crate) fn slot<T: Lookup>(tables: &T, table: &Table, hash: u32) -> Result<u16, Reason> {
     let (word, shift) = table.locate_slot(table.slot(hash));
     let word = tables.arena(word).ok_or(Reason::Inconsistent)?;
     Ok((word >> shift) as u16)
@@ -84,7 +149,7 @@ fn slot<T: Tables>(tables: &T, table: &Table, hash: u32) -> Result<u16, Reason> 
 
 /// The id of the backend that a slot names.
 #[inline(always)]
-fn named<T: Tables>(tables: &T, table: &Table, slot: u16) -> Result<u32, Reason> {
+pub(crate) fn named<T: Lookup>(tables: &T, table: &Table, slot: u16) -> Result<u32, Reason> {
     if u32::from(slot) >= table.length() {
         return Err(Reason::Inconsistent);
     }
@@ -95,8 +160,12 @@ fn named<T: Tables>(tables: &T, table: &Table, slot: u16) -> Result<u32, Reason>
 
 /// The backend of a flow while its service has two tables: exact for every flow that is seen while
 /// the handover lasts. [`NOBODY`] where it has none, or the tables are inconsistent.
+///
+/// A recorded flow stays where it is, also when its SYN comes again: the table may have changed since
+/// it came first. Only where the recorded backend takes no new flows, a SYN means that the client
+/// uses its port again, for a connection that is the current table's.
 #[inline(never)]
-fn hand_over<T: Tables>(
+fn hand_over<T: Lookup>(
     facts: &Facts,
     tables: &T,
     service: &Service,
@@ -116,11 +185,17 @@ fn hand_over<T: Tables>(
         return current;
     }
     let mut recorded = false;
-    if let Some(record) = tables.flow(flow) {
+    if let Some(record) = tables.flow(flow)
+        && record.seen() >= service.started()
+    {
         if let Some(backend) = tables.backend(record.backend())
             && backend.generation() == record.generation()
             && backend.serving()
+            && !(facts.opens.0 && drains(tables, service, record.backend()))
         {
+            if tables.clock().saturating_sub(record.seen()) >= REFRESH {
+                tables.touch_flow(flow);
+            }
             return record.backend();
         }
         recorded = true;
@@ -138,10 +213,45 @@ fn hand_over<T: Tables>(
         id = previous;
     }
     let Some(owner) = tables.backend(id) else { return NOBODY };
-    tables.record_flow(flow, id, owner.generation());
+    // An ICMP error is about a flow, and none of its packets.
+    if facts.kind.0 != Kind::Error {
+        tables.record_flow(flow, id, owner.generation());
+    }
     id
 }
 
+/// Whether this backend of the service takes no new flows.
+#[inline(always)]
+pub(crate) fn drains<T: Lookup>(tables: &T, service: &Service, id: u32) -> bool {
+    let table = service.current();
+    let mut first = 0;
+    let mut count = u32::from(service.draining());
+    // The ids ascend. Sixteen halvings are enough for any count, and the verifier sees an end.
+    for _ in 0..=u16::BITS {
+        if count == 0 {
+            return false;
+        }
+        let middle = first + count / 2;
+        let (word, shift) = table.locate_id(table.length().wrapping_add(middle));
+        let Some(word) = tables.arena(word) else { return false };
+        let found = (word >> shift) as u32;
+        if found == id {
+            return true;
+        }
+        if found < id {
+            first = middle + 1;
+            count -= count / 2 + 1;
+        } else {
+            count /= 2;
+        }
+    }
+    false
+}
+
+/// How old a record's time may become while its flow goes on, in nanoseconds: written for every
+/// packet, it would cost more than all the rest.
+pub(crate) const REFRESH: u64 = 1_000_000_000;
+
 /// No backend's id. Not an `Option`: an unused payload would be an uninitialised register to the
 /// verifier.
-const NOBODY: u32 = u32::MAX;
+pub(crate) const NOBODY: u32 = u32::MAX;

@@ -1,6 +1,8 @@
 //! Access to the bytes of a packet.
 
-use xdp_lb_abi::Reason;
+use xdp_lb_abi::{Address, Reason};
+
+use crate::checksum::{Cover, Delta};
 
 /// Largest offset of a window: it bounds what the verifier has to follow.
 pub const MAX_OFFSET: usize = 2047;
@@ -53,6 +55,17 @@ pub trait Frame {
     /// Where the driver has no room; the frame is then as before.
     fn grow_front(&mut self, by: i32) -> Result<(), NoRoom>;
 
+    /// Makes room for outer headers: an IP header of `ip` bytes, `datagram` bytes of UDP and what it
+    /// carries in front of the packet, and a link header that is `link` bytes longer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Frame::grow_front`].
+    #[inline(always)]
+    fn wrap_front(&mut self, link: i32, ip: usize, datagram: usize) -> Result<(), NoRoom> {
+        self.grow_front(link + (ip + datagram) as i32)
+    }
+
     /// Cuts the frame off after `length` bytes, counted over the whole frame.
     ///
     /// # Errors
@@ -60,8 +73,23 @@ pub trait Frame {
     /// Where it is not that long; the frame is then as before.
     fn truncate(&mut self, length: usize) -> Result<(), NoRoom>;
 
-    /// Interface index of the device that the frame came from.
+    /// Interface index of the device that the frame came from, or leaves by.
     fn ingress(&self) -> u32;
+
+    /// Brings the transport checksum at `at` up to date after what it covers has changed.
+    ///
+    /// A packet on its way out may have no checksum yet, only the sum of its pseudo header (Linux's
+    /// `CHECKSUM_PARTIAL`); the kernel's own function knows.
+    ///
+    /// # Errors
+    ///
+    /// Where the field is not in the linear part.
+    #[inline(always)]
+    fn apply(&mut self, at: usize, delta: Delta, cover: Cover) -> Result<(), Truncated> {
+        let field = self.window::<2>(at)?;
+        *field = delta.applied(u16::from_be_bytes(*field), cover).to_be_bytes();
+        Ok(())
+    }
 }
 
 /// Writes bytes into a frame that was already made long enough.
@@ -77,4 +105,20 @@ pub(crate) fn write<F: Frame, const N: usize>(
 ) -> Result<(), Reason> {
     *frame.window::<N>(at).map_err(|Truncated| Reason::Headroom)? = bytes;
     Ok(())
+}
+
+/// Writes the sixteen bytes of an IPv6 address, as [`write`] does, but as two words.
+///
+/// # Errors
+///
+/// As [`write`].
+#[inline(always)]
+pub(crate) fn write_v6<F: Frame>(
+    frame: &mut F,
+    at: usize,
+    address: &Address,
+) -> Result<(), Reason> {
+    let [first, second] = address.words();
+    write(frame, at, first.to_ne_bytes())?;
+    write(frame, at + 8, second.to_ne_bytes())
 }

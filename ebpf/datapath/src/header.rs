@@ -3,9 +3,14 @@
 //! Computed as numbers, not as arrays of bytes: those would lie on the stack, where the verifier
 //! accepts aligned access only.
 
-use xdp_lb_abi::Reason;
+use xdp_lb_abi::{Address, Reason};
 
-use crate::{Frame, checksum::Sum, frame::write};
+use crate::{
+    Frame,
+    checksum::Sum,
+    frame::{write, write_v6},
+    parse::{IPV4, IPV6},
+};
 
 /// TTL and hop limit (the default that RFC 1700 names for IP).
 pub(crate) const TTL: u8 = 64;
@@ -55,4 +60,47 @@ pub(crate) fn write_ipv6_start<F: Frame>(
     let first = 6 << 28 | u32::from(traffic_class) << 20 | label;
     let rest = (payload as u32 & 0xffff) << 16 | u32::from(next) << 8 | u32::from(TTL);
     write(frame, at, (u64::from(first) << 32 | u64::from(rest)).to_be_bytes())
+}
+
+/// Length of the IP header that [`write_ip_header`] writes.
+#[inline(always)]
+pub(crate) const fn ip_length(v6: bool) -> usize {
+    if v6 { IPV6 } else { IPV4 }
+}
+
+/// Writes the IP header of a packet of our own: of either family, as its addresses say, without DSCP,
+/// ECN and flow label. `payload` is its length without the header.
+#[inline(always)]
+pub(crate) fn write_ip_header<F: Frame>(
+    frame: &mut F,
+    at: usize,
+    source: &Address,
+    destination: &Address,
+    payload: usize,
+    protocol: u8,
+) -> Result<(), Reason> {
+    if destination.is_v6() {
+        write_ipv6_start(frame, at, 0, 0, payload, protocol)?;
+        write_v6(frame, at + 8, source)?;
+        write_v6(frame, at + 24, destination)
+    } else {
+        let (source, destination) = (source.v4_octets(), destination.v4_octets());
+        write_ipv4_header(frame, at, 0, IPV4 + payload, protocol, source, destination)
+    }
+}
+
+/// The sum of the pseudo header of TCP (RFC 9293, 3.1) and of ICMPv6 (RFC 8200, 8.1).
+#[inline(always)]
+pub(crate) const fn pseudo_header(
+    source: &Address,
+    destination: &Address,
+    payload: usize,
+    protocol: u8,
+) -> Sum {
+    // The words of an IPv4 address are zero before its four bytes.
+    Sum::ZERO
+        .add_address(source.words())
+        .add_address(destination.words())
+        .add(payload as u16)
+        .add(protocol as u16)
 }

@@ -1,49 +1,114 @@
-//! ICMP and ICMPv6 that the program answers itself: echo requests to a frontend's address, and
-//! packets that do not fit the path to their backend.
+//! ICMP and ICMPv6 to a frontend's address: echo requests, which are answered here, and errors about
+//! packets that a backend sent in the frontend's name, which go to that backend.
 
 use xdp_lb_abi::{Address, AddressFlags, Reason};
 
 use crate::{
-    Frame, Tables, Truncated,
-    checksum::{self, Sum},
+    Frame, Hand, Stage, Tables, Verdict, checksum, decide,
     frame::write,
-    header::{TTL, write_ipv4_header, write_ipv6_start},
+    header::TTL,
+    is_foreign_frontend,
     link::Link,
-    parse::{Facts, IPV4, IPV6, protocol},
+    parse::{Facts, IPV4, IPV6, Kind, Word},
+    quote::read_quote,
+    send_on,
+    stage::Quote,
 };
 
-/// Bytes of the offending packet that an ICMP error quotes: no more than fit in 576 (RFC 1812,
-/// 4.3.2.3).
-const QUOTE_V4: usize = 576 - IPV4 - HEADER;
-/// The same for ICMPv6: no more than fit in IPv6's minimum MTU (RFC 4443, 3.2).
-const QUOTE_V6: usize = MINIMUM_MTU - IPV6 - HEADER;
-/// Length of the ICMP header of both families' errors.
-const HEADER: usize = 8;
-/// IPv6's minimum MTU (RFC 8200, 5).
-const MINIMUM_MTU: usize = 1280;
-/// Type and code: destination unreachable, fragmentation needed (RFC 1191).
-const FRAGMENTATION_NEEDED: u16 = 0x0304;
-/// Type and code: packet too big (RFC 4443, 3.2).
-const PACKET_TOO_BIG: u16 = 0x0200;
-/// Words of four bytes in the longest quote.
-const QUOTE_WORDS: usize = QUOTE_V6 / 4;
+/// Answers an echo request, or sends an error on to the backend that owns the quoted flow.
+///
+/// # Errors
+///
+/// What is counted.
+#[inline(always)]
+pub fn icmp<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    hand: &Hand,
+) -> Result<Verdict, Reason> {
+    if hand.facts.kind.0 == Kind::Echo {
+        return Err(echo(frame, tables, &hand.facts));
+    }
+    read(frame, tables, &hand.facts)
+}
+
+/// Reads what an ICMP error quotes, and goes on with that.
+///
+/// Reading, deciding and forwarding are stages of their own: for all at once, the stack of a program
+/// (512 bytes) is too small.
+#[inline(always)]
+fn read<F: Frame, T: Tables>(frame: &mut F, tables: &T, facts: &Facts) -> Result<Verdict, Reason> {
+    match read_quote(frame, facts) {
+        // If not, it would be about a packet that somebody else sent.
+        Ok(quote) if quote.source == facts.destination => {
+            tables.hand_on(|hand| quote.copy_to(&mut hand.quote));
+            Ok(Verdict::Next(Stage::Error))
+        }
+        Ok(_) | Err(_) if is_foreign_frontend(tables, &facts.destination) => Err(Reason::NotServed),
+        Ok(_) | Err(_) => Err(Reason::IcmpQuote),
+    }
+}
+
+/// Finds the backend whose packet an ICMP error quotes. Errors about packets of mode `snat` go on in
+/// its own stage, and all others are the kernel's.
+///
+/// Nothing is recorded, and no error is ever answered (RFC 1122, 3.2.2).
+///
+/// # Errors
+///
+/// What is counted.
+#[inline(always)]
+pub fn error<T: Tables>(tables: &T, hand: &Hand) -> Result<Verdict, Reason> {
+    let (facts, quote) = (&hand.facts, &hand.quote);
+    match decide::decide(&quoted_flow(facts, quote), tables) {
+        Ok(choice) => send_on(tables, &choice),
+        Err(Reason::NoFrontend) => {
+            let (port, _) = quote.ports.0;
+            if !tables.settings().is_some_and(|settings| settings.is_nat_port(port)) {
+                let foreign = is_foreign_frontend(tables, &facts.destination);
+                return Err(if foreign { Reason::NotServed } else { Reason::Icmp });
+            }
+            Ok(Verdict::Next(Stage::Unsnat))
+        }
+        Err(Reason::TimeExceeded) => Err(Reason::TtlZero),
+        Err(Reason::Reset) => Err(Reason::NoBackend),
+        Err(reason) => Err(reason),
+    }
+}
+
+/// The flow of the quoted packet as its client sends it: that packet was an answer.
+#[inline(always)]
+fn quoted_flow(facts: &Facts, quote: &Quote) -> Facts {
+    let (frontend, client) = quote.ports.0;
+    Facts {
+        source: quote.destination,
+        destination: quote.source,
+        protocol: quote.protocol,
+        ports: Word((client, frontend)),
+        opens: Word(false),
+        ..*facts
+    }
+}
 
 /// Answers an echo request to a frontend's address; others are left to the kernel.
 ///
 /// The reply is the request with its addresses swapped and a fresh TTL.
-#[inline(never)]
-pub fn echo<F: Frame, T: Tables>(frame: &mut F, tables: &T, facts: &Facts) -> Reason {
-    if tables.address_flags(&facts.destination) & AddressFlags::FRONTEND == 0 {
+#[inline(always)]
+fn echo<F: Frame, T: Tables>(frame: &mut F, tables: &T, facts: &Facts) -> Reason {
+    let flags = tables.address_flags(&facts.destination);
+    if flags & AddressFlags::FRONTEND == 0 {
         return Reason::Icmp;
     }
+    // What is not answered here is the kernel's where the address is its own.
+    let other = if flags & AddressFlags::LOCAL == 0 { Reason::NotServed } else { Reason::Icmp };
     // Options may carry a source route, which a reply would have to reverse (RFC 1122, 3.2.2.6), and
     // extension headers what only the kernel can answer: a route, an authentication.
     let header = if facts.destination.is_v6() { IPV6 } else { IPV4 };
-    if facts.transport != facts.link + header {
-        return Reason::Icmp;
+    if facts.transport() != facts.link() + header {
+        return other;
     }
     if !is_host(&facts.source) {
-        return Reason::Icmp;
+        return other;
     }
     match write_echo_reply(frame, facts) {
         Ok(()) => Reason::Echo,
@@ -55,13 +120,13 @@ pub fn echo<F: Frame, T: Tables>(frame: &mut F, tables: &T, facts: &Facts) -> Re
 fn write_echo_reply<F: Frame>(frame: &mut F, facts: &Facts) -> Result<(), Reason> {
     // Everything is inside the linear part: the parser read the transport header.
     if facts.destination.is_v6() {
-        frame.window::<IPV6>(facts.link)?[7] = TTL;
-        write(frame, facts.link + 8, facts.destination.octets())?;
-        write(frame, facts.link + 24, facts.source.octets())?;
+        frame.window::<IPV6>(facts.link())?[7] = TTL;
+        write(frame, facts.link() + 8, facts.destination.octets())?;
+        write(frame, facts.link() + 24, facts.source.octets())?;
         // The pseudo header's sum is that of the same addresses.
-        turn(frame, facts.transport, [128, 0], [129, 0])?;
+        turn(frame, facts.transport(), [128, 0], [129, 0])?;
     } else {
-        let header = frame.window::<IPV4>(facts.link)?;
+        let header = frame.window::<IPV4>(facts.link())?;
         let before = u16::from_be_bytes([header[8], header[9]]);
         let after = u16::from_be_bytes([TTL, header[9]]);
         let sum = checksum::update(u16::from_be_bytes([header[10], header[11]]), before, after);
@@ -69,9 +134,9 @@ fn write_echo_reply<F: Frame>(frame: &mut F, facts: &Facts) -> Result<(), Reason
         header[10..12].copy_from_slice(&sum.to_be_bytes());
         header[12..16].copy_from_slice(&facts.destination.v4_octets());
         header[16..20].copy_from_slice(&facts.source.v4_octets());
-        turn(frame, facts.transport, [8, 0], [0, 0])?;
+        turn(frame, facts.transport(), [8, 0], [0, 0])?;
     }
-    Link::read(frame, facts.link)?.answer().write(frame, facts.destination.is_v6())
+    Link::read(frame, facts.link())?.answer().write(frame, facts.destination.is_v6())
 }
 
 /// Changes type and code of an ICMP message from `old` to `new`.
@@ -91,7 +156,7 @@ fn turn<F: Frame>(frame: &mut F, at: usize, old: [u8; 2], new: [u8; 2]) -> Resul
 /// Whether the address is one host's, so that an ICMP message may be sent to it (RFC 1122, 3.2.2;
 /// RFC 4443, 2.4 e).
 #[inline(always)]
-fn is_host(address: &Address) -> bool {
+pub(crate) fn is_host(address: &Address) -> bool {
     let first = if address.is_v6() { address.octets()[0] } else { address.v4_octets()[0] };
     if address.is_v6() {
         // Multicast, unspecified and loopback.
@@ -101,128 +166,4 @@ fn is_host(address: &Address) -> bool {
         // "This network", loopback, multicast and broadcast.
         first != 0 && first != 127 && first < 224
     }
-}
-
-/// Tells the sender that its packet does not fit the path, whose MTU leaves it `mtu` bytes.
-///
-/// The answer comes from the frontend's address, the one that the sender knows. A sender that
-/// allowed fragments is told too: this program cannot fragment, and the sender can.
-#[inline(never)]
-pub fn too_big<F: Frame, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-    facts: &Facts,
-    mtu: usize,
-    rate: u32,
-) -> Reason {
-    if facts.destination.is_v6() && facts.length <= MINIMUM_MTU {
-        return Reason::MinimumMtu;
-    }
-    if !is_host(&facts.source) {
-        return Reason::TooBigSilent;
-    }
-    if !tables.may_send_icmp(rate) {
-        return Reason::TooBigLimited;
-    }
-    let written = if facts.destination.is_v6() {
-        write_packet_too_big(frame, facts, mtu)
-    } else {
-        write_fragmentation_needed(frame, facts, mtu)
-    };
-    match written {
-        Ok(()) => Reason::TooBig,
-        Err(reason) => reason,
-    }
-}
-
-#[inline(always)]
-fn write_fragmentation_needed<F: Frame>(
-    frame: &mut F,
-    facts: &Facts,
-    mtu: usize,
-) -> Result<(), Reason> {
-    // A packet that is shorter than the longest quote is quoted as far as RFC 792 asks at least.
-    let header_length = facts.transport - facts.link;
-    let quote = if facts.length >= QUOTE_V4 { QUOTE_V4 } else { header_length + 8 };
-    let reported = if mtu > 0xffff { 0xffff } else { mtu as u16 };
-    let message = Sum::ZERO.add(FRAGMENTATION_NEEDED).add(reported);
-    let sum = sum_of(frame, facts.link, quote, message)?;
-
-    make_room(frame, facts, quote, IPV4 + HEADER)?;
-    let source = facts.destination.v4_octets();
-    let destination = facts.source.v4_octets();
-    let length = IPV4 + HEADER + quote;
-    write_ipv4_header(frame, facts.link, 0, length, protocol::ICMP, source, destination)?;
-    write_error(frame, facts.link + IPV4, FRAGMENTATION_NEEDED, sum, reported.into())
-}
-
-#[inline(always)]
-fn write_packet_too_big<F: Frame>(frame: &mut F, facts: &Facts, mtu: usize) -> Result<(), Reason> {
-    // Longer than the minimum MTU, so the longest quote is always there.
-    let quote = QUOTE_V6;
-    let reported = if mtu < MINIMUM_MTU { MINIMUM_MTU } else { mtu };
-    // The pseudo header of RFC 8200, 8.1.
-    let message = Sum::ZERO
-        .add_address(facts.source.words())
-        .add_address(facts.destination.words())
-        .add((HEADER + quote) as u16)
-        .add(protocol::ICMPV6.into())
-        .add(PACKET_TOO_BIG)
-        .add_u32(reported as u32);
-    let sum = sum_of(frame, facts.link, quote, message)?;
-
-    make_room(frame, facts, quote, IPV6 + HEADER)?;
-    write_ipv6_start(frame, facts.link, 0, 0, HEADER + quote, protocol::ICMPV6)?;
-    write(frame, facts.link + 8, facts.destination.octets())?;
-    write(frame, facts.link + 24, facts.source.octets())?;
-    write_error(frame, facts.link + IPV6, PACKET_TOO_BIG, sum, reported as u32)
-}
-
-/// Writes the header of an ICMP error: type and code, checksum, MTU.
-#[inline(always)]
-fn write_error<F: Frame>(
-    frame: &mut F,
-    at: usize,
-    kind: u16,
-    sum: Sum,
-    mtu: u32,
-) -> Result<(), Reason> {
-    let message = u64::from(kind) << 48 | u64::from(sum.finish()) << 32 | u64::from(mtu);
-    write(frame, at, message.to_be_bytes())
-}
-
-/// Adds `length` bytes (a multiple of four) from `start` on to a sum.
-#[inline(always)]
-fn sum_of<F: Frame>(
-    frame: &mut F,
-    start: usize,
-    length: usize,
-    mut sum: Sum,
-) -> Result<Sum, Reason> {
-    let mut done = 0;
-    for _ in 0..QUOTE_WORDS {
-        if done >= length {
-            break;
-        }
-        // The linear part may be shorter than the packet; nothing is written yet.
-        let word = frame.window::<4>(start + done).map_err(|Truncated| Reason::TooBigSilent)?;
-        sum = sum.add_bytes(word);
-        done += 4;
-    }
-    Ok(sum)
-}
-
-/// Cuts the frame off behind the quote, makes `room` bytes before it, and writes a link header back
-/// to the sender in front of both.
-#[inline(always)]
-fn make_room<F: Frame>(
-    frame: &mut F,
-    facts: &Facts,
-    quote: usize,
-    room: usize,
-) -> Result<(), Reason> {
-    let link = Link::read(frame, facts.link)?;
-    frame.truncate(facts.link + quote)?;
-    frame.grow_front(room as i32)?;
-    link.answer().write(frame, facts.destination.is_v6())
 }

@@ -9,7 +9,7 @@ use xdp_lb_abi::{
     Address, Backend, Device, FrontendKey, Hop, Mode, Phase, Service, Settings, Table,
 };
 use xdp_lb_datapath::{
-    Verdict, handle,
+    Verdict,
     testing::{
         MemoryFrame, MemoryTables,
         packet::{ACK, SYN, ip, link},
@@ -106,7 +106,7 @@ fn send(tables: &MemoryTables, flow: u16, opens: bool) -> u16 {
     let flags = if opens { SYN } else { ACK };
     let packet = ip(CLIENT_V4, VIP_V4).tcp((flow, PORT), flags, 0);
     let mut frame = MemoryFrame::new(&link(ROUTER_MAC, OUR_MAC).holds(packet), INGRESS);
-    assert_eq!(handle(&mut frame, tables), Verdict::Transmit);
+    assert_eq!(tables.run(&mut frame), Verdict::Transmit);
     (0..BACKENDS).find(|index| frame.bytes()[..6] == next_hop(*index)).unwrap()
 }
 
@@ -155,4 +155,21 @@ proptest! {
         }
         prop_assert_eq!(tables.flows.borrow().len(), model.recorded.len());
     }
+}
+
+#[test]
+fn a_record_is_dated_again_only_now_and_then() {
+    let (tables, ..) = tables(&[1], &[(Some(0), false)]);
+    let seen = || tables.flows.borrow().values().next().map(|flow| flow.seen());
+    let at = |millis: u64| {
+        tables.now.set(millis * 1_000_000);
+        send(&tables, 4000, false);
+        seen().unwrap() / 1_000_000
+    };
+    assert_eq!(at(5_000), 5_000);
+    assert_eq!(at(5_999), 5_000);
+    assert_eq!(at(6_000), 6_000);
+    assert_eq!(at(6_001), 6_000);
+    // A clock that went back dates nothing back.
+    assert_eq!(at(3_000), 6_000);
 }

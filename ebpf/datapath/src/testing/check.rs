@@ -130,6 +130,10 @@ fn check_transport(
         17 if field(message, 4) != Some(message.len()) => {
             Err(format!("UDP length {:?} of {} bytes", field(message, 4), message.len()))
         }
+        // RFC 6935 lets tunnels go without in IPv6, too.
+        17 if field(message, 6) == Some(0) && field(message, 2) == Some(6081) => {
+            check_geneve(&message[8..])
+        }
         17 if field(message, 6) == Some(0) && source.is_ipv4() => Ok(()),
         17 => expect_ones("UDP", &with_pseudo_header()),
         132 => {
@@ -143,6 +147,21 @@ fn check_transport(
         }
         _ => Ok(()),
     }
+}
+
+/// An IP packet in Geneve (RFC 8926, 3.4 and 3.5).
+fn check_geneve(packet: &[u8]) -> Result<(), String> {
+    let [first, flags, ..] = packet else { return Err("Geneve header is cut off".into()) };
+    let words = usize::from(*first);
+    if words > 0x3f || flags & 0x80 != 0 {
+        return Err(format!("Geneve header {first:02x} {flags:02x}"));
+    }
+    let mut options = packet.get(8..8 + words * 4).ok_or("Geneve options are cut off")?;
+    while !options.is_empty() {
+        let length = options.get(3).ok_or("a Geneve option is cut off")? & 0x1f;
+        options = options.get(4 + usize::from(length) * 4..).ok_or("a Geneve option is cut off")?;
+    }
+    check_packet(&packet[8 + words * 4..])
 }
 
 /// A right checksum makes the sum over everything all ones.

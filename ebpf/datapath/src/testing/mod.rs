@@ -3,12 +3,11 @@
 
 pub mod check;
 pub mod fixtures;
-mod frame;
 pub mod packet;
 mod tables;
 pub mod world;
 
+pub use crate::memory::{HEADROOM, MemoryFrame};
 pub use fixtures::{Fixture, fixtures};
-pub use frame::{HEADROOM, MemoryFrame};
 pub use tables::MemoryTables;
 pub use world::world;

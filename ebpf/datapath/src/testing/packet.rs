@@ -5,10 +5,19 @@ use std::{vec, vec::Vec};
 
 use super::check::{complement_sum, crc32c};
 
+/// TCP flags: FIN
+pub const FIN: u8 = 0x01;
 /// TCP flags: SYN
 pub const SYN: u8 = 0x02;
+/// TCP flags: RST
+pub const RST: u8 = 0x04;
 /// TCP flags: ACK
 pub const ACK: u8 = 0x10;
+
+/// Sequence number of [`Ip::tcp`]
+pub const SEQUENCE: u32 = 0x0102_0304;
+/// Acknowledgment number of [`Ip::tcp`]
+pub const ACKNOWLEDGMENT: u32 = 0x0506_0708;
 
 /// An Ethernet header.
 #[derive(Clone, Debug)]
@@ -99,7 +108,7 @@ impl Ip {
         self
     }
 
-    /// IPv4: the identification.
+    /// The identification: of IPv6, only its fragments have one.
     pub fn id(mut self, value: u16) -> Self {
         self.id = value;
         self
@@ -173,10 +182,27 @@ impl Ip {
 
     /// A TCP segment with `data` bytes of data.
     pub fn tcp(&self, ports: (u16, u16), flags: u8, data: usize) -> Vec<u8> {
+        self.segment(ports, (SEQUENCE, ACKNOWLEDGMENT), flags, 0x2000, &[], data)
+    }
+
+    /// A TCP segment with these sequence and acknowledgment numbers, window and options (padded to a
+    /// multiple of four).
+    pub fn segment(
+        &self,
+        ports: (u16, u16),
+        numbers: (u32, u32),
+        flags: u8,
+        window: u16,
+        options: &[u8],
+        data: usize,
+    ) -> Vec<u8> {
         let mut segment = port_bytes(ports);
-        segment.extend(0x0102_0304_u32.to_be_bytes());
-        segment.extend(0x0506_0708_u32.to_be_bytes());
-        segment.extend([0x50, flags, 0x20, 0x00, 0, 0, 0, 0]);
+        segment.extend(numbers.0.to_be_bytes());
+        segment.extend(numbers.1.to_be_bytes());
+        segment.extend([0x50 + (options.len() as u8 / 4) * 16, flags]);
+        segment.extend(window.to_be_bytes());
+        segment.extend([0, 0, 0, 0]);
+        segment.extend(options);
         segment.extend(filler(data));
         self.summed(6, segment, 16)
     }
@@ -184,6 +210,14 @@ impl Ip {
     /// A UDP datagram with `data` bytes of data.
     pub fn udp(&self, ports: (u16, u16), data: usize) -> Vec<u8> {
         self.summed(17, datagram(ports, data), 6)
+    }
+
+    /// The same with this data.
+    pub fn udp_with(&self, ports: (u16, u16), data: &[u8]) -> Vec<u8> {
+        let mut datagram = datagram(ports, 0);
+        datagram[4..6].copy_from_slice(&((8 + data.len()) as u16).to_be_bytes());
+        datagram.extend(data);
+        self.summed(17, datagram, 6)
     }
 
     /// The same without a checksum (IPv4 only, RFC 768).
@@ -203,6 +237,26 @@ impl Ip {
         self.holds(132, packet)
     }
 
+    /// The fragments of the packet around a payload, each with `size` bytes of it (a multiple of
+    /// eight), the last one with the rest. IPv6 has the fragment header behind the other ones.
+    pub fn fragments(&self, protocol: u8, payload: &[u8], size: usize) -> Vec<Vec<u8>> {
+        let pieces: Vec<&[u8]> = payload.chunks(size).collect();
+        let last = pieces.len() - 1;
+        let fragment = |(index, piece): (usize, &&[u8])| {
+            let offset = (index * size / 8) as u16;
+            let more = index < last;
+            if self.destination.is_ipv6() {
+                let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
+                let [a, b] = self.id.to_be_bytes();
+                self.clone().extension(44, &[0, high, low, 0, 0, a, b]).holds(protocol, piece)
+            } else {
+                let more = if more { 0x2000 } else { 0 };
+                self.clone().fragment(more | offset).holds(protocol, piece)
+            }
+        };
+        pieces.iter().enumerate().map(fragment).collect()
+    }
+
     /// An ICMP or ICMPv6 message: type, code, the four bytes behind the checksum, and the rest.
     pub fn icmp(&self, kind: u8, code: u8, word: [u8; 4], rest: impl AsRef<[u8]>) -> Vec<u8> {
         let mut message = vec![kind, code, 0, 0];
@@ -217,6 +271,11 @@ impl Ip {
         }
     }
 
+    /// A Geneve packet around another.
+    pub fn geneve(&self, header: &Geneve, inner: impl AsRef<[u8]>) -> Vec<u8> {
+        self.holds(17, header.datagram(inner.as_ref()))
+    }
+
     /// Writes the checksum at `at`, with the pseudo header under it, and wraps the packet around.
     fn summed(&self, protocol: u8, mut message: Vec<u8>, at: usize) -> Vec<u8> {
         let mut covered = pseudo_header(self.source, self.destination, protocol, message.len());
@@ -227,6 +286,68 @@ impl Ip {
         };
         message[at..at + 2].copy_from_slice(&sum.to_be_bytes());
         self.holds(protocol, message)
+    }
+}
+
+/// A UDP and a Geneve header (RFC 8926, 3.3 to 3.5), each field as it is on the wire.
+#[derive(Clone, Debug)]
+pub struct Geneve {
+    /// UDP source port
+    pub source_port: u16,
+    /// UDP checksum, right or wrong
+    pub checksum: u16,
+    /// The first two bits
+    pub version: u8,
+    /// The second byte: OAM `0x80`, critical options `0x40`
+    pub flags: u8,
+    /// What is inside
+    pub protocol: u16,
+    /// Virtual network, 24 bits
+    pub network: u32,
+    /// All options, a multiple of four bytes
+    pub options: Vec<u8>,
+    /// The length of the options in words, where it is to be wrong
+    pub option_words: Option<u8>,
+}
+
+/// The headers in front of a packet that came by a frontend.
+pub fn geneve(source_port: u16, frontend: (IpAddr, u16)) -> Geneve {
+    let address: Vec<u8> = match frontend.0 {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let v6 = frontend.0.is_ipv6();
+    let data = [&frontend.1.to_be_bytes()[..], &[0, 0], &address].concat();
+    Geneve {
+        source_port,
+        checksum: 0,
+        version: 0,
+        flags: 0x40,
+        protocol: if v6 { 0x86dd } else { 0x0800 },
+        network: 0,
+        options: option(0xff4c, if v6 { 0x82 } else { 0x81 }, &data),
+        option_words: None,
+    }
+}
+
+/// A Geneve option: class, type with its critical bit, and data of a multiple of four bytes.
+pub fn option(class: u16, kind: u8, data: &[u8]) -> Vec<u8> {
+    let [high, low] = class.to_be_bytes();
+    [&[high, low, kind, (data.len() / 4) as u8], data].concat()
+}
+
+impl Geneve {
+    fn datagram(&self, inner: &[u8]) -> Vec<u8> {
+        let words = self.option_words.unwrap_or((self.options.len() / 4) as u8);
+        let mut datagram = port_bytes((self.source_port, 6081));
+        datagram.extend(((16 + self.options.len() + inner.len()) as u16).to_be_bytes());
+        datagram.extend(self.checksum.to_be_bytes());
+        datagram.extend([self.version << 6 | words, self.flags]);
+        datagram.extend(self.protocol.to_be_bytes());
+        datagram.extend((self.network << 8).to_be_bytes());
+        datagram.extend(&self.options);
+        datagram.extend(inner);
+        datagram
     }
 }
 

@@ -3,8 +3,8 @@
 use core::net::IpAddr;
 
 use xdp_lb_abi::{
-    Address, AddressFlags, Backend, Device, Flow, FlowKey, FrontendKey, Hop, Mode, Phase, Settings,
-    Table,
+    Address, AddressFlags, Backend, Device, Flow, FlowKey, FrontendKey, Hop, Mode, Phase, Service,
+    Settings, Table,
 };
 
 use super::*;
@@ -12,7 +12,11 @@ use crate::testing::MemoryTables;
 
 /// The tables.
 pub fn world() -> MemoryTables {
-    let mut tables = MemoryTables::new(Settings::new(FLOW_KEY, 0x5eed, 256, ICMP_RATE));
+    let (IpAddr::V4(own_v4), own_v6) = (HOST_V4, HOST_V6.into()) else { unreachable!() };
+    let settings = Settings::new(FLOW_KEY, 0x5eed, 256, ICMP_RATE)
+        .with_own(own_v4.octets(), own_v6)
+        .with_nat_ports(NAT_PORTS.0, NAT_PORTS.1);
+    let mut tables = MemoryTables::new(settings);
     for (address, flags) in [
         (VIP_V4, AddressFlags::FRONTEND),
         (VIP_V6, AddressFlags::FRONTEND),
@@ -23,13 +27,17 @@ pub fn world() -> MemoryTables {
     ] {
         tables.add_address(address, flags);
     }
+    tables.now.set(RECORDED_AT + 1);
     tables.add_peer(v4(10, 9, 0, 0), 16);
     tables.add_peer(v6(0x9, 0), 48);
     add_devices(&mut tables);
     add_direct(&mut tables);
     add_tunnels(&mut tables);
     add_handovers(&mut tables);
+    add_policies(&mut tables);
     add_broken(&mut tables);
+    fill_pods(&mut tables);
+    nat::add(&mut tables);
     tables
 }
 
@@ -169,10 +177,72 @@ fn add_handovers(tables: &mut MemoryTables) {
     for port in [port::AGREE, port::AGREE_LOOK_UP] {
         record(tables, port, &[(RECORDED, b, GENERATION)]);
     }
+    add_draining(tables, a, b, GENERATION);
     let current = tables.add_table(&[0], &[b]);
     let outside = Table::new(1 << 20, 1, 1 << 20, 1);
     let service = tables.add_service(current, outside, Phase::Handover);
     publish(tables, port::PREVIOUS_OUTSIDE, service);
+}
+
+fn add_draining(tables: &mut MemoryTables, a: u32, b: u32, generation: u32) {
+    // Ids above the backends' own, so that the search for A halves more than once.
+    let others = [60_001, 60_002, 60_003, 60_004, 60_005];
+    for (port, phase, slots) in [
+        (port::DRAINED, Phase::Handover, &[0][..]),
+        (port::DRAINED_EXCEPTIONS, Phase::Exceptions, &[0]),
+        (port::ALL_DRAINED, Phase::Handover, &[]),
+    ] {
+        let list = [&[b, a][..], &others].concat();
+        let current = tables.add_table(slots, &list);
+        let current = Table::new(current.slots(), current.size(), current.list(), 1);
+        let previous = tables.add_table(&[0], &[a]);
+        let service = tables.add_service(current, previous, phase);
+        let draining = (list.len() - 1) as u16;
+        let record = &mut tables.services[service as usize];
+        *record = record.with_draining(draining);
+        publish(tables, port, service);
+        self::record(tables, port, &[(RECORDED, a, generation), (RECORDED_AGAIN, a, generation)]);
+    }
+    let current = tables.add_table(&[0], &[b]);
+    let previous = tables.add_table(&[0], &[a]);
+    let service = tables.add_service(current, previous, Phase::Exceptions);
+    let later = &mut tables.services[service as usize];
+    *later = later.with_started(RECORDED_AT + 1);
+    publish(tables, port::LATER, service);
+    record(tables, port::LATER, &[(RECORDED, a, generation)]);
+}
+
+/// When the flows of [`record`] were last seen.
+const RECORDED_AT: u64 = 1;
+
+/// Services that not everybody may use, that stick to clients, or that say that nobody serves.
+fn add_policies(tables: &mut MemoryTables) {
+    const SOME: u32 = 1;
+    const ONE: u32 = 2;
+    tables.add_source(SOME, ALLOWED_V4.0, ALLOWED_V4.1);
+    tables.add_source(SOME, ALLOWED_V6.0, ALLOWED_V6.1);
+    tables.add_source(ONE, CLIENT_V4, 32);
+    let ids = MACS.map(|mac| {
+        let hop = Hop::new(mac, device::UNTAGGED);
+        tables.add_backend(direct().with_path(hop, 0, NO_SOURCE, 0))
+    });
+    let spread = tables.add_table(&SPREAD_SLOTS, &ids);
+    let a = tables.add_table(&[0], &ids);
+    let b = tables.add_table(&[1], &ids);
+    let rest = |table| Service::new(table, NO_TABLE, Phase::Rest, 0);
+    let moved = |table| Service::new(table, a, Phase::Handover, 0);
+    for (port, service) in [
+        (port::REJECT, rest(NO_TABLE).with_reject(true)),
+        (port::REJECT_NEW, moved(NO_TABLE).with_reject(true)),
+        (port::ALLOWED, rest(a).with_sources(SOME)),
+        (port::ALLOWED_ONE, rest(a).with_sources(ONE)),
+        (port::AFFINITY, rest(spread).with_affinity(AFFINITY_SECONDS)),
+        (port::AFFINITY_TOO, rest(spread).with_affinity(AFFINITY_SECONDS)),
+        (port::AFFINITY_MOVED, moved(b).with_affinity(AFFINITY_SECONDS)),
+    ] {
+        let index = tables.add_record(service);
+        publish(tables, port, index);
+    }
 }
 
 /// Records TCP flows of the IPv4 client.
@@ -180,7 +250,7 @@ fn record(tables: &MemoryTables, port: u16, flows: &[(u16, u32, u32)]) {
     for (source_port, backend, generation) in flows {
         let ports = (*source_port, port);
         let key = FlowKey::new(CLIENT_V4.into(), VIP_V4.into(), ports, 6);
-        tables.flows.borrow_mut().insert(key, Flow::new(*backend, *generation, 1));
+        tables.flows.borrow_mut().insert(key, Flow::new(*backend, *generation, RECORDED_AT));
     }
 }
 

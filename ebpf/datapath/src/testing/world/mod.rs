@@ -3,10 +3,13 @@
 //! Every service is known by its port and has a frontend on both addresses for TCP, UDP and SCTP.
 
 mod build;
+mod nat;
+mod pods;
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use build::world;
+pub use pods::*;
 use xdp_lb_abi::FlowKey;
 
 /// A client.
@@ -38,6 +41,11 @@ pub const TUNNEL_END_V4: IpAddr = v4(10, 7, 0, 1);
 /// Where tunnels to backends end.
 pub const TUNNEL_END_V6: IpAddr = v6(0x7, 0x1);
 
+/// Network of the IPv4 clients that may use [`port::ALLOWED`]
+pub const ALLOWED_V4: (IpAddr, u8) = (v4(10, 1, 2, 0), 23);
+/// Network of the IPv6 clients that may use [`port::ALLOWED`]
+pub const ALLOWED_V6: (IpAddr, u8) = (v6(0x1, 0), 47);
+
 /// Interface index of the device that all fixtures come in by. The kernel's test runs use the
 /// loopback device, whose index this is.
 pub const INGRESS: u32 = 1;
@@ -55,12 +63,26 @@ const HOP_MAC: [u8; 4] = [2, 0xbb, 0, 0];
 
 /// Key of the hash of flows.
 pub const FLOW_KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+/// How long a silent client keeps its backend.
+pub const AFFINITY_SECONDS: u32 = 3600;
 /// ICMP errors a second
 pub const ICMP_RATE: u32 = 1000;
+
+/// First and last port that mode `snat` sends from.
+pub const NAT_PORTS: (u16, u16) = (61_000, 61_007);
+/// How many flows of mode `snat` there may be: what `NAT_FORWARD` and `NAT_REVERSE` have room for.
+pub const NAT_ROOM: usize = 64;
+/// The port that our side of the flows of [`port::SNAT_MOVED`] has that are recorded from the start.
+pub const NAT_RECORDED: u16 = NAT_PORTS.0;
+/// A source port whose TCP flow with [`port::SNAT_MOVED`] both ends have finished.
+pub const RECORDED_CLOSED: u16 = 50_005;
 
 /// A source port whose TCP flow is recorded for A with every service in handover (for B where A is
 /// the current one).
 pub const RECORDED: u16 = 50_001;
+/// Another source port whose TCP flow is recorded for A with the services that have draining
+/// backends.
+pub const RECORDED_AGAIN: u16 = 50_005;
 /// A source port that is recorded with a generation that has passed.
 pub const RECORDED_LONG_AGO: u16 = 50_002;
 /// A source port that is recorded for a backend that serves no more.
@@ -157,6 +179,55 @@ pub mod port {
     pub const PREVIOUS_NOBODY: u16 = 208;
     /// Handover from A to a backend that does not exist.
     pub const CURRENT_NOBODY: u16 = 209;
+    /// Handover from A to B; A takes no new flows.
+    pub const DRAINED: u16 = 210;
+    /// Only recorded flows still go to A, which takes no new ones.
+    pub const DRAINED_EXCEPTIONS: u16 = 211;
+    /// Handover from A to nobody: all backends take no new flows.
+    pub const ALL_DRAINED: u16 = 212;
+    /// Only recorded flows still go to A, but what is recorded is of an earlier handover.
+    pub const LATER: u16 = 213;
+
+    /// No backend; says so
+    pub const REJECT: u16 = 440;
+    /// No backend for new flows, which are told so; older ones are A's.
+    pub const REJECT_NEW: u16 = 441;
+    /// Mode l2; only for clients in [`super::ALLOWED_V4`] and [`super::ALLOWED_V6`]
+    pub const ALLOWED: u16 = 442;
+    /// Mode l2; only for the IPv4 client
+    pub const ALLOWED_ONE: u16 = 443;
+    /// The backends and slots of [`L2_SPREAD`], with session affinity
+    pub const AFFINITY: u16 = 444;
+    /// Another port of the same
+    pub const AFFINITY_TOO: u16 = 445;
+    /// Handover from A to B, with session affinity
+    pub const AFFINITY_MOVED: u16 = 446;
+
+    /// Mode snat by [`super::device::UNTAGGED`]
+    pub const SNAT: u16 = 600;
+    /// Mode snat by [`super::device::OTHER`]
+    pub const SNAT_OTHER: u16 = 601;
+    /// Mode snat by [`super::device::VLAN`]
+    pub const SNAT_VLAN: u16 = 602;
+    /// Mode snat, with a path MTU of 1400
+    pub const SNAT_NARROW: u16 = 603;
+    /// Mode snat; fixtures use up its ports.
+    pub const SNAT_FULL: u16 = 604;
+    /// Mode snat, next hop unknown
+    pub const SNAT_NO_HOP: u16 = 605;
+    /// Mode snat, source unknown
+    pub const SNAT_NO_SOURCE: u16 = 606;
+    /// Mode snat; the backend is of the other family than the frontend.
+    pub const SNAT_FAMILY: u16 = 607;
+    /// Mode snat by [`super::device::GONE`]
+    pub const SNAT_GONE: u16 = 608;
+    /// Mode snat; flows are recorded with backends that it has no more, by the source ports
+    /// [`super::RECORDED`] and following. Their backends are those of [`SNAT_MOVED_A`].
+    pub const SNAT_MOVED: u16 = 609;
+    /// Where the recorded flows of [`SNAT_MOVED`] go; no frontend.
+    pub const SNAT_MOVED_A: u16 = 610;
+    /// Mode snat; fixtures fill the tables with its flows, and the ports that follow.
+    pub const SNAT_MANY: u16 = 620;
 
     /// No backend
     pub const EMPTY: u16 = 300;
@@ -194,6 +265,17 @@ pub const fn next_hop(port: u16) -> [u8; 6] {
     let [a, b, c, d] = HOP_MAC;
     let [e, f] = port.to_be_bytes();
     [a, b, c, d, e, f]
+}
+
+/// Address and port of the backend of a service in mode `snat`.
+pub const fn server(v6_: bool, port: u16) -> (IpAddr, u16) {
+    let address = if v6_ {
+        v6(0x5, port)
+    } else {
+        let [high, low] = port.to_be_bytes();
+        v4(10, 5, high, low)
+    };
+    (address, 8080)
 }
 
 /// Hash of a flow.

@@ -1,0 +1,106 @@
+//! Session affinity: all flows of a client go to one backend.
+//!
+//! The hash of the client's address picks the slot, so every balancer picks the same one. What a
+//! client has is recorded as well, since a change of the backends may move its slot: it keeps its
+//! backend until it was silent for the service's time. A table of clients that is full forgets the
+//! oldest, which then have what the hash says.
+
+use xdp_lb_abi::{Backend, Flow, FlowKey, Phase, Service, Table};
+
+use crate::{
+    Lookup,
+    decide::{NOBODY, REFRESH, drains, named, slot},
+    parse::{Facts, Kind, protocol},
+};
+
+/// The backend of a packet of a service with session affinity; [`NOBODY`] where it has none.
+///
+/// A backend that takes no new flows keeps those that its clients have. New ones of the same clients
+/// go to the current table's, and are recorded one by one.
+#[inline(never)]
+pub(crate) fn stick<T: Lookup>(
+    facts: &Facts,
+    tables: &T,
+    service: &Service,
+    flow: &FlowKey,
+    hash: u32,
+    current: u32,
+) -> u32 {
+    if service.phase() != Phase::Rest
+        && let Some(record) = tables.flow(flow)
+        && record.seen() >= service.started()
+        && serves(tables, &record)
+        && !(facts.opens.0 && drains(tables, service, record.backend()))
+    {
+        if tables.clock().saturating_sub(record.seen()) >= REFRESH {
+            tables.touch_flow(flow);
+        }
+        return record.backend();
+    }
+    let client =
+        FlowKey::new(facts.source, facts.destination, (0, facts.ports.0.1), facts.protocol.0);
+    let mut id = current;
+    if let Some(record) = tables.client(&client)
+        && serves(tables, &record)
+    {
+        let silent = tables.clock().saturating_sub(record.seen());
+        if silent <= lifetime(facts, service) {
+            id = record.backend();
+            let drained = drains(tables, service, id);
+            if drained && !facts.opens.0 && service.phase() != Phase::Rest {
+                // An exception that the service must not come to rest before.
+                tables.record_flow(flow, id, record.generation());
+            }
+            if facts.opens.0 && drained {
+                if let Some(backend) = tables.backend(current) {
+                    tables.record_flow(flow, current, backend.generation());
+                }
+                return current;
+            }
+            if silent < REFRESH {
+                return id;
+            }
+        }
+    }
+    if id == current && service.phase() == Phase::Handover && !facts.opens.0 {
+        id = before(tables, service, hash, current);
+    }
+    let Some(backend) = tables.backend(id) else { return NOBODY };
+    // An ICMP error is about a flow, and none of its packets.
+    if facts.kind.0 != Kind::Error {
+        tables.record_client(&client, id, backend.generation());
+    }
+    id
+}
+
+/// How long a silent client keeps its backend: a connection that goes on keeps it for as long as a
+/// connection may be silent (RFC 5382, REQ-5).
+#[inline(always)]
+fn lifetime(facts: &Facts, service: &Service) -> u64 {
+    const CONNECTION: u64 = 7440 * SECOND;
+    let affinity = u64::from(service.affinity()) * SECOND;
+    let connection = !facts.opens.0 && facts.protocol.0 != protocol::UDP;
+    if connection && affinity < CONNECTION { CONNECTION } else { affinity }
+}
+
+/// Nanoseconds
+const SECOND: u64 = 1_000_000_000;
+
+/// Whether a record's backend still takes packets.
+#[inline(always)]
+fn serves<T: Lookup>(tables: &T, record: &Flow) -> bool {
+    tables
+        .backend(record.backend())
+        .is_some_and(|backend| backend.generation() == record.generation() && backend.serving())
+}
+
+/// The backend of a client that is in mid-stream and not recorded: the one from before the change.
+#[inline(always)]
+fn before<T: Lookup>(tables: &T, service: &Service, hash: u32, current: u32) -> u32 {
+    let Ok(slot) = slot(tables, service.previous(), hash) else { return NOBODY };
+    if slot & !Table::LOOK_UP == Table::GONE {
+        return current;
+    }
+    let Ok(id) = named(tables, service.previous(), slot & !Table::LOOK_UP) else { return NOBODY };
+    if tables.backend(id).is_some_and(Backend::serving) { id } else { current }
+}
