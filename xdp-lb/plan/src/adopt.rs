@@ -14,6 +14,7 @@ use crate::{
     maglev::Identity,
     model::Protocol,
     planner::{Assignment, Installed, Planner},
+    target::Traits,
 };
 
 /// The arrays, to be read.
@@ -55,7 +56,7 @@ impl Planner {
         for (key, (_, record)) in &entries {
             let unsound = |problem| Unsound { frontend: *key, problem };
             let service = image.service(*record).ok_or(unsound("no such service record"))?;
-            for table in [service.current(), service.previous()] {
+            for table in [&with_draining(&service), service.previous()] {
                 for id in ids(image, table).ok_or(unsound("backend list outside the arena"))? {
                     let backend = image.backend(id).ok_or(unsound("no such backend"))?;
                     let named = named(&backend).ok_or(unsound("backend of an unknown kind"))?;
@@ -82,7 +83,7 @@ impl Planner {
                 return Err(unsound("entry in a bucket that is not its own"));
             }
             let service = services[&record];
-            let current = self.adopt_table(image, service.current());
+            let current = self.adopt_table(image, service.current(), &with_draining(&service));
             let current = current.ok_or(unsound("table outside the arena, or over another"))?;
             if !current.is_sound(false) {
                 return Err(unsound("slot that names no backend"));
@@ -91,28 +92,47 @@ impl Planner {
             let previous = match phase {
                 Phase::Rest => None,
                 Phase::Handover | Phase::Exceptions => Some(
-                    self.adopt_table(image, service.previous())
+                    self.adopt_table(image, service.previous(), service.previous())
                         .filter(|previous| previous.is_sound(true))
                         .ok_or(unsound("previous table outside the arena, or over another"))?,
                 ),
             };
-            let stats = service.stats();
-            let (wanted, since) = (None, now);
-            let one = Installed { place, record, stats, current, previous, phase, wanted, since };
+            let one = Installed {
+                place,
+                record,
+                stats: service.stats(),
+                current,
+                previous,
+                phase,
+                traits: Traits {
+                    affinity: service.affinity(),
+                    reject: service.reject(),
+                    sources: service.sources(),
+                },
+                wanted: None,
+                since: now,
+                phase_since: now,
+                started: service.started(),
+            };
             self.insert_adopted(key, one);
         }
         Ok(())
     }
 
-    fn adopt_table(&mut self, image: &impl Image, table: &Table) -> Option<Assignment> {
+    fn adopt_table(
+        &mut self,
+        image: &impl Image,
+        table: &Table,
+        list: &Table,
+    ) -> Option<Assignment> {
         let slots: Option<Vec<u16>> = (0..table.size())
             .map(|slot| {
                 let (word, shift) = table.locate_slot(slot);
                 Some((image.word(word)? >> shift) as u16)
             })
             .collect();
-        let ids = ids(image, table)?;
-        self.adopt_assignment(&slots?, table.slots(), &ids, table.list())
+        let (list, members) = (ids(image, list)?, table.length() as usize);
+        self.adopt_assignment(&slots?, table.slots(), &list, table.list(), members)
     }
 }
 
@@ -131,6 +151,13 @@ fn entries(image: &impl Image) -> Result<BTreeMap<FrontendKey, (Place, u32)>, Un
     Ok(entries)
 }
 
+/// The current table, with a list that goes on with the backends that take no new flows.
+fn with_draining(service: &Service) -> Table {
+    let table = service.current();
+    let length = table.length().saturating_add(service.draining().into());
+    Table::new(table.slots(), table.size(), table.list(), length)
+}
+
 fn ids(image: &impl Image, table: &Table) -> Option<Vec<u32>> {
     (0..table.length())
         .map(|index| {
@@ -144,5 +171,6 @@ fn named(backend: &Backend) -> Option<BackendKey> {
     let protocol = Protocol::from_number(backend.protocol())?;
     let address = backend.address().to_ip();
     let identity = Identity { address, port: backend.port(), protocol };
-    Some(BackendKey { identity, mode: backend.mode()? })
+    let tunnel = Some(backend.tunnel().to_ip()).filter(|end| *end != address);
+    Some(BackendKey { identity, mode: backend.mode()?, tunnel })
 }

@@ -1,6 +1,9 @@
 //! Ids and records of backends.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use xdp_lb_abi::{Address, Backend, Hop, Mode};
 
@@ -13,6 +16,15 @@ pub struct BackendKey {
     pub identity: Identity,
     /// How packets get there
     pub mode: Mode,
+    /// Where a tunnel to it ends, where that is not its own address
+    pub tunnel: Option<IpAddr>,
+}
+
+impl BackendKey {
+    /// The address that packets for it are sent to: the tunnel's end, or its own.
+    pub fn target(&self) -> IpAddr {
+        self.tunnel.unwrap_or(self.identity.address)
+    }
 }
 
 /// How packets get to a backend at the moment.
@@ -44,6 +56,7 @@ impl Path {
 struct Uses {
     current: usize,
     previous: usize,
+    draining: usize,
 }
 
 /// Which table names a backend.
@@ -51,6 +64,24 @@ struct Uses {
 pub(crate) enum Use {
     Current,
     Previous,
+    /// It takes no new flows of a service that has it, or had it in another mode.
+    Draining,
+}
+
+/// Whose records may not be up to date.
+#[derive(Clone, Debug)]
+enum Stale {
+    All,
+    These(BTreeSet<u32>),
+}
+
+impl Stale {
+    fn add(&mut self, id: u32) {
+        match self {
+            Self::All => {}
+            Self::These(ids) => drop(ids.insert(id)),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +99,10 @@ pub(crate) struct Backends {
     pool: Pool,
     /// Generation of the next owner of an id, where it is not the first.
     generations: BTreeMap<u32, u32>,
+    /// How many current tables' frontends take a backend for dead
+    down: BTreeMap<BackendKey, usize>,
+    /// Whose records may not be up to date
+    stale: Stale,
     /// Ids that are free though their records say that they serve: the last process died before it
     /// could write that they do not.
     left_over: Vec<(u32, Backend)>,
@@ -80,6 +115,8 @@ impl Backends {
             entries: BTreeMap::new(),
             pool: Pool::new(0, limit),
             generations: BTreeMap::new(),
+            down: BTreeMap::new(),
+            stale: Stale::All,
             left_over: Vec::new(),
         }
     }
@@ -110,7 +147,7 @@ impl Backends {
         }
         let id = self.pool.take()?;
         let generation = self.generations.get(&id).copied().unwrap_or(1);
-        let path = path(key).unwrap_or_else(|| Path::unknown(key.identity.address));
+        let path = path(key).unwrap_or_else(|| Path::unknown(key.target()));
         let record = record(key, generation, path);
         self.ids.insert(*key, id);
         self.entries.insert(id, Entry { key: *key, record, uses: Uses::default() });
@@ -130,9 +167,11 @@ impl Backends {
     pub(crate) fn acquire(&mut self, ids: &[u32], how: Use) {
         for id in ids {
             if let Some(entry) = self.entries.get_mut(id) {
+                self.stale.add(*id);
                 match how {
                     Use::Current => entry.uses.current += 1,
                     Use::Previous => entry.uses.previous += 1,
+                    Use::Draining => entry.uses.draining += 1,
                 }
             }
         }
@@ -142,18 +181,39 @@ impl Backends {
     pub(crate) fn release(&mut self, ids: &[u32], how: Use) {
         for id in ids {
             if let Some(entry) = self.entries.get_mut(id) {
+                self.stale.add(*id);
                 match how {
                     Use::Current => entry.uses.current -= 1,
                     Use::Previous => entry.uses.previous -= 1,
+                    Use::Draining => entry.uses.draining -= 1,
                 }
             }
         }
     }
 
-    /// Brings all records up to date; returns the ids that nobody names any more.
+    /// Says which backends are taken for dead, once for each frontend that does.
+    pub(crate) fn set_down<'a>(&mut self, keys: impl Iterator<Item = &'a BackendKey>) {
+        let mut down = BTreeMap::new();
+        for key in keys {
+            *down.entry(*key).or_default() += 1;
+        }
+        for key in self.down.keys().chain(down.keys()) {
+            if let Some(id) = self.ids.get(key) {
+                self.stale.add(*id);
+            }
+        }
+        self.down = down;
+    }
+
+    /// Has the next [`Backends::refresh`] ask for every backend's path.
+    pub(crate) fn ask_all_paths(&mut self) {
+        self.stale = Stale::All;
+    }
+
+    /// Brings the records up to date that may not be; returns the ids that nobody names any more.
     ///
     /// A backend that no current table names was removed: it takes no more packets, also not those
-    /// of the flows that are recorded for it.
+    /// of the flows that are recorded for it. Neither does one that all take for dead.
     pub(crate) fn refresh(
         &mut self,
         path: &impl Fn(&BackendKey) -> Option<Path>,
@@ -165,14 +225,22 @@ impl Backends {
             }
         }
         let mut unused = Vec::new();
-        for (&id, entry) in &mut self.entries {
+        let ids: Vec<u32> = match std::mem::replace(&mut self.stale, Stale::These(BTreeSet::new()))
+        {
+            Stale::All => self.entries.keys().copied().collect(),
+            Stale::These(ids) => ids.into_iter().collect(),
+        };
+        for id in ids {
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
             if entry.uses == Uses::default() {
                 unused.push(id);
             }
             let known = path(&entry.key).map_or(entry.record, |path| {
                 entry.record.with_path(path.hop, path.mtu, path.source, path.source_bits)
             });
-            let record = known.with_serving(entry.uses.current > 0);
+            let dead = self.down.get(&entry.key).is_some_and(|n| *n >= entry.uses.current);
+            let named = entry.uses.current > 0 || entry.uses.draining > 0;
+            let record = known.with_serving(named && !dead);
             if record != entry.record {
                 entry.record = record;
                 ops.push(Op::Backend { id, backend: record, new: false });
@@ -219,6 +287,10 @@ impl Backends {
         self.entries.iter().map(|(&id, entry)| (id, &entry.key, &entry.record))
     }
 
+    pub(crate) fn record(&self, id: u32) -> Option<&Backend> {
+        self.entries.get(&id).map(|entry| &entry.record)
+    }
+
     pub(crate) fn key(&self, id: u32) -> Option<&BackendKey> {
         self.entries.get(&id).map(|entry| &entry.key)
     }
@@ -226,10 +298,7 @@ impl Backends {
 
 fn record(key: &BackendKey, generation: u32, path: Path) -> Backend {
     let Identity { address, port, protocol } = key.identity;
-    Backend::new(address.into(), port, protocol.number(), key.mode, generation).with_path(
-        path.hop,
-        path.mtu,
-        path.source,
-        path.source_bits,
-    )
+    Backend::new(address.into(), port, protocol.number(), key.mode, generation)
+        .with_tunnel(key.target().into())
+        .with_path(path.hop, path.mtu, path.source, path.source_bits)
 }

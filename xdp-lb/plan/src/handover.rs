@@ -20,7 +20,7 @@ pub(crate) struct View<'a> {
 
 impl View<'_> {
     /// The backend of a slot; nothing where the slot names none.
-    fn owner(&self, slot: usize) -> Option<u32> {
+    pub(crate) fn owner(&self, slot: usize) -> Option<u32> {
         self.ids.get(usize::from(self.slots[slot] & !Table::LOOK_UP)).copied()
     }
 

@@ -8,14 +8,21 @@
 mod adopt;
 mod arena;
 mod backends;
+mod digest;
 mod frontends;
 mod handover;
+pub mod health;
+mod hold;
+pub mod kubernetes;
 pub mod maglev;
 pub mod model;
+pub mod nat_sweep;
 mod op;
 mod outcome;
 mod planner;
 mod shared;
+mod sources;
+mod sweep;
 mod target;
 
 pub use adopt::{Image, Unsound};
@@ -24,3 +31,6 @@ pub use frontends::buckets;
 pub use op::Op;
 pub use outcome::{Outcome, Refusal, Refused};
 pub use planner::{FrontendState, Layout, Planner, record_count};
+pub use sources::Sources;
+pub use sweep::{FlowCounts, IdleTimes, Judge, Verdict};
+pub use target::table;

@@ -189,13 +189,17 @@ impl Table {
     /// each backend's [canonical bytes](Identity::to_bytes), each slot (u16); numbers
     /// little-endian.
     pub fn digest(&self) -> u64 {
-        let mut bytes = Vec::with_capacity(8 + self.backends.len() * 20 + self.slots.len() * 2);
-        bytes.extend((self.slots.len() as u32).to_le_bytes());
-        bytes.extend((self.backends.len() as u32).to_le_bytes());
-        for backend in &self.backends {
-            bytes.extend(backend.identity.to_bytes());
-        }
-        bytes.extend(self.slots.iter().flat_map(|slot| slot.to_le_bytes()));
-        sip::SipHasher24::new().hash(&bytes)
+        digest(self.backends.iter().map(|backend| backend.identity), &self.slots)
     }
+}
+
+/// The [digest](Table::digest) of a table of these backends, in their order, and slots.
+pub fn digest(backends: impl Iterator<Item = Identity>, slots: &[u16]) -> u64 {
+    let identities: Vec<[u8; 20]> = backends.map(|backend| backend.to_bytes()).collect();
+    let mut bytes = Vec::with_capacity(8 + identities.len() * 20 + slots.len() * 2);
+    bytes.extend((slots.len() as u32).to_le_bytes());
+    bytes.extend((identities.len() as u32).to_le_bytes());
+    bytes.extend(identities.as_flattened());
+    bytes.extend(slots.iter().flat_map(|slot| slot.to_le_bytes()));
+    sip::SipHasher24::new().hash(&bytes)
 }

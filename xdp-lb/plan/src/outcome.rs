@@ -1,5 +1,7 @@
 //! What comes of planning.
 
+use xdp_lb_abi::FrontendKey;
+
 use crate::{maglev, model::Frontend, op::Op};
 
 /// Why a frontend is not as it should be.
@@ -26,6 +28,8 @@ pub struct Refused {
     pub service: String,
     /// The frontend
     pub frontend: Frontend,
+    /// Its key
+    pub key: FrontendKey,
     /// The reason
     pub refusal: Refusal,
 }

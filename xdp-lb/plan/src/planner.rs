@@ -1,27 +1,30 @@
 //! Turns what users want into operations on the tables, and remembers what the tables hold.
 
+mod assignment;
 mod change;
 mod drift;
+mod settle;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
 
-use xdp_lb_abi::{FrontendKey, IDS_PER_WORD, Phase, SLOTS_PER_WORD, Table};
+use xdp_lb_abi::{FrontendKey, IDS_PER_WORD, Phase, SLOTS_PER_WORD, Scope};
 
+pub(crate) use self::assignment::Assignment;
+use self::assignment::draining;
 use crate::{
     arena::{Arena, Pool, Range},
     backends::{BackendKey, Backends, Path, Use},
     frontends::{Place, Places},
-    handover::View,
-    maglev::{self, Candidate, HashKey},
-    model::Service,
+    maglev::{self, Candidate, HashKey, Identity},
+    model::{Node, Service},
     op::Op,
     outcome::{Outcome, Refusal, Refused},
-    shared::{Shared, Stored},
-    target::{Target, Wanted, targets},
+    shared::Shared,
+    target::{Target, Targets, Touched, Traits, Wanted},
 };
 
 /// Sizes of the arrays, and what their hashes are keyed with.
@@ -39,34 +42,6 @@ pub struct Layout {
     pub seed: u64,
 }
 
-/// A table and the list of backends that its slots name.
-#[derive(Clone, Debug)]
-pub(crate) struct Assignment {
-    pub(crate) table: Stored<u16>,
-    pub(crate) list: Stored<u32>,
-}
-
-impl Assignment {
-    fn view(&self) -> View<'_> {
-        View { slots: &self.table.items, ids: &self.list.items }
-    }
-
-    /// Whether every slot names a backend of the list; those of a `previous` table may be marked,
-    /// or have lost theirs.
-    pub(crate) fn is_sound(&self, previous: bool) -> bool {
-        let length = self.list.items.len();
-        self.table.items.iter().all(|&slot| {
-            let index = if previous { slot & !Table::LOOK_UP } else { slot };
-            usize::from(index) < length || previous && index == Table::GONE
-        })
-    }
-
-    fn record(&self) -> Table {
-        let (slots, list) = (self.table.range.start, self.list.range.start);
-        Table::new(slots, self.table.items.len() as u32, list, self.list.items.len() as u32)
-    }
-}
-
 /// A frontend as the tables have it.
 #[derive(Clone, Debug)]
 pub(crate) struct Installed {
@@ -76,10 +51,15 @@ pub(crate) struct Installed {
     pub(crate) current: Assignment,
     pub(crate) previous: Option<Assignment>,
     pub(crate) phase: Phase,
+    pub(crate) traits: Traits,
     /// What `current` was computed from, where this process did it with the present key
     pub(crate) wanted: Option<Wanted>,
     /// When the last change was; time as in [`Planner::apply`].
     pub(crate) since: Duration,
+    /// When the phase began
+    pub(crate) phase_since: Duration,
+    /// When it last left its rest, in nanoseconds: flows recorded earlier do not count.
+    pub(crate) started: u64,
 }
 
 /// What is free again after the next grace period.
@@ -103,6 +83,7 @@ type Memo = HashMap<(Vec<Candidate>, u32), Arc<[u16]>>;
 pub struct Planner {
     key: HashKey,
     handover: Duration,
+    node: Node,
     arena: Arena,
     slots: Shared<u16>,
     lists: Shared<u32>,
@@ -111,6 +92,13 @@ pub struct Planner {
     stats: Pool,
     places: Places,
     installed: BTreeMap<FrontendKey, Installed>,
+    targets: Targets,
+    /// Frontends that could not be installed as they are wanted
+    refused: BTreeSet<FrontendKey>,
+    /// What is installed may be another thing than what is wanted, whatever changed
+    pub(crate) unknown: bool,
+    /// Installed ones that stay, though no service names them
+    pub(crate) held: BTreeSet<FrontendKey>,
     memo: Memo,
     retired: Vec<Retired>,
 }
@@ -122,6 +110,7 @@ impl Planner {
         Self {
             key,
             handover,
+            node: Node::default(),
             arena: Arena::new(layout.words),
             slots: Shared::new(SLOTS_PER_WORD),
             lists: Shared::new(IDS_PER_WORD),
@@ -131,6 +120,10 @@ impl Planner {
             stats: Pool::new(0, layout.frontends),
             places: Places::new(layout.seed, layout.buckets),
             installed: BTreeMap::new(),
+            targets: Targets::default(),
+            refused: BTreeSet::new(),
+            unknown: true,
+            held: BTreeSet::new(),
             memo: Memo::new(),
             retired: Vec::new(),
         }
@@ -141,9 +134,15 @@ impl Planner {
         if self.key != key {
             self.memo.clear();
             self.installed.values_mut().for_each(|one| one.wanted = None);
+            self.unknown = true;
         }
         self.key = key;
         self.handover = handover;
+    }
+
+    /// Sets what the node contributes to its services, for the next [`Self::apply`].
+    pub fn set_node(&mut self, node: Node) {
+        self.node = node;
     }
 
     /// What must be written so that the tables serve these services, over these paths.
@@ -151,8 +150,20 @@ impl Planner {
     /// `path` says how packets get to a backend; where it says nothing, the last way known stays.
     ///
     /// The same input twice gives no operation the second time. A frontend that cannot be served
-    /// stays as it was, and the others go on. `now` is any clock that never goes back.
+    /// stays as it was, and the others go on. `now` is the clock that flows are recorded by: the
+    /// kernel's monotonic one, in its coarse form (`CLOCK_MONOTONIC_COARSE`).
     pub fn apply(
+        &mut self,
+        services: &[Service],
+        path: &impl Fn(&BackendKey) -> Option<Path>,
+        now: Duration,
+    ) -> Outcome {
+        self.backends.ask_all_paths();
+        self.apply_over_known_paths(services, path, now)
+    }
+
+    /// The same where no path is another one than at the last time: what did not change costs little.
+    pub fn apply_over_known_paths(
         &mut self,
         services: &[Service],
         path: &impl Fn(&BackendKey) -> Option<Path>,
@@ -160,36 +171,63 @@ impl Planner {
     ) -> Outcome {
         let mut ops = Vec::new();
         let mut memo = Memo::new();
-        let targets = targets(services);
-        let gone: Vec<FrontendKey> =
-            self.installed.keys().filter(|key| !targets.contains_key(key)).copied().collect();
-        let mut refused = self.install_all(
-            targets.iter().map(|(key, target)| (*key, target)),
-            path,
-            now,
-            &mut memo,
-            &mut ops,
-        );
+        let mut targets = std::mem::take(&mut self.targets);
+        let touched = targets.update(services, &self.node);
+        self.held.retain(|key| targets.get(key).is_none());
+        let (wanted, gone) = match touched {
+            Touched::These(touched) if !self.unknown => self.compare(touched, &targets),
+            Touched::These(_) | Touched::All => self.compare_all(&targets),
+        };
+        self.unknown = false;
+        let wanted = wanted.iter().filter_map(|key| Some((*key, targets.get(key)?)));
+        let mut refused = self.install_all(wanted, path, now, &mut memo, &mut ops);
         for key in gone {
             self.remove(&key, &mut ops);
         }
+        self.backends.set_down(targets.iter().flat_map(|(_, target)| &target.wanted.down));
         self.end_handovers(now, &mut ops);
         self.refresh(path, &mut ops);
         // What was refused may fit into what the others gave up.
         while self.reuse_retired(&mut ops) && !refused.is_empty() {
-            let again = refused.iter().map(|one| one.frontend.key());
+            let again = refused.iter().map(|one| one.key);
             let again = again.filter_map(|key| Some((key, targets.get(&key)?)));
             refused = self.install_all(again, path, now, &mut memo, &mut ops);
             self.refresh(path, &mut ops);
         }
         self.memo = if refused.is_empty() { Memo::new() } else { memo };
+        self.refused = refused.iter().map(|one| one.key).collect();
+        self.targets = targets;
         Outcome { ops, refused }
+    }
+
+    /// The frontends to install, and those to remove, where only these were touched.
+    fn compare(
+        &self,
+        touched: BTreeSet<FrontendKey>,
+        targets: &Targets,
+    ) -> (Vec<FrontendKey>, Vec<FrontendKey>) {
+        let mut keys = touched;
+        keys.extend(&self.refused);
+        let (wanted, gone): (Vec<_>, Vec<_>) =
+            keys.into_iter().partition(|key| targets.get(key).is_some());
+        (wanted, gone.into_iter().filter(|key| self.installed.contains_key(key)).collect())
+    }
+
+    fn compare_all(&self, targets: &Targets) -> (Vec<FrontendKey>, Vec<FrontendKey>) {
+        let wanted = targets.iter().map(|(key, _)| *key).collect();
+        let gone = |key: &FrontendKey| targets.get(key).is_none() && !self.held.contains(key);
+        (wanted, self.installed_keys().filter(gone).collect())
     }
 
     /// When [`Self::apply`] has something to do though nothing changes: the end of a handover.
     pub fn deadline(&self) -> Option<Duration> {
         let running = self.installed.values().filter(|one| one.phase == Phase::Handover);
-        running.map(|one| one.since.saturating_add(self.handover)).min()
+        running.map(|one| self.end_of_handover(one)).min()
+    }
+
+    /// When every live flow has had the time to show itself.
+    fn end_of_handover(&self, one: &Installed) -> Duration {
+        one.since.saturating_add(self.handover)
     }
 
     /// The frontends that are installed, with their counters' index and their backends' ids.
@@ -198,9 +236,23 @@ impl Planner {
             key: *key,
             stats: one.stats,
             phase: one.phase,
+            since: one.phase_since,
             slots: &one.current.table.items,
-            ids: &one.current.list.items,
+            ids: one.current.ids(),
+            draining: one.current.draining(),
+            previous_ids: one.previous.as_ref().map_or(&[], Assignment::ids),
         })
+    }
+
+    /// Whether a frontend is for sockets alone, and packets to the same address and port meet another
+    /// one.
+    pub fn has_twin(&self, key: &FrontendKey) -> bool {
+        key.scope() == Scope::Sockets && self.installed.contains_key(&key.with_scope(Scope::All))
+    }
+
+    /// Whether any service has session affinity.
+    pub fn has_affinity(&self) -> bool {
+        self.installed.values().any(|one| one.traits.affinity != 0)
     }
 
     /// The backends that have an id, with their records.
@@ -211,6 +263,18 @@ impl Planner {
     /// What a backend id stands for.
     pub fn backend(&self, id: u32) -> Option<&BackendKey> {
         self.backends.key(id)
+    }
+
+    pub(crate) fn installed_keys(&self) -> impl Iterator<Item = FrontendKey> {
+        self.installed.keys().copied()
+    }
+
+    pub(crate) fn installed(&self, key: &FrontendKey) -> Option<&Installed> {
+        self.installed.get(key)
+    }
+
+    pub(crate) fn backend_record(&self, id: u32) -> Option<&xdp_lb_abi::Backend> {
+        self.backends.record(id)
     }
 
     /// Words of the arena: all, and the free ones.
@@ -244,7 +308,7 @@ impl Planner {
     /// Installs what differs; returns what could not be.
     fn install_all<'a>(
         &mut self,
-        targets: impl IntoIterator<Item = (FrontendKey, &'a Target<'a>)>,
+        targets: impl IntoIterator<Item = (FrontendKey, &'a Target)>,
         path: &impl Fn(&BackendKey) -> Option<Path>,
         now: Duration,
         memo: &mut Memo,
@@ -255,8 +319,8 @@ impl Planner {
             let before = ops.len();
             if let Err(refusal) = self.install(key, target, path, now, memo, ops) {
                 self.undo(ops.drain(before..));
-                let (service, frontend) = (target.service.to_owned(), target.frontend);
-                refused.push(Refused { service, frontend, refusal });
+                let (service, frontend) = (target.service.clone(), target.frontend);
+                refused.push(Refused { service, frontend, key, refusal });
             }
         }
         refused
@@ -274,7 +338,7 @@ impl Planner {
     fn install(
         &mut self,
         key: FrontendKey,
-        target: &Target<'_>,
+        target: &Target,
         path: &impl Fn(&BackendKey) -> Option<Path>,
         now: Duration,
         memo: &mut Memo,
@@ -286,27 +350,36 @@ impl Planner {
             return Ok(());
         }
         let slots = self.slots_of(&target.wanted, memo)?;
-        let keys = target.wanted.backends();
-        let ids = self.backends.ids(&keys, path, ops).ok_or(Refusal::Backends)?;
+        let keys = &target.wanted.backends;
+        let ids = self.backends.ids(keys, path, ops).ok_or(Refusal::Backends)?;
         if let Some(one) = self.installed.get_mut(&key)
-            && one.current.list.items[..] == ids[..]
+            && *one.current.ids() == ids[..]
             && one.current.table.items == slots
         {
+            if one.traits != target.wanted.traits {
+                let record = self.records.take().ok_or(Refusal::Frontends)?;
+                self.retired.push(Retired::Record(one.record));
+                one.record = record;
+                one.traits = target.wanted.traits;
+                change::publish(key, one, ops);
+            }
             one.wanted = Some(target.wanted.clone());
             return Ok(());
         }
-        let current = self.assign(&slots, &ids, ops).ok_or(Refusal::Slots)?;
+        let draining = draining(&slots, &ids, &self.former(&key, &ids));
+        let current = self.assign(&slots, ids, draining, ops).ok_or(Refusal::Slots)?;
         let result = match self.installed.remove(&key) {
             Some(one) => {
-                let (next, result) = self.change(key, one, &current, now, ops);
+                let (next, result) = self.change(key, one, &target.wanted, &current, now, ops);
                 self.installed.insert(key, next);
                 result
             }
-            None => self.add(key, &current, now, ops),
+            None => self.add(key, &target.wanted, &current, now, ops),
         };
         match result {
             Ok(()) => {
-                self.backends.acquire(&current.list.items, Use::Current);
+                self.backends.acquire(current.ids(), Use::Current);
+                self.backends.acquire(current.draining(), Use::Draining);
                 if let Some(one) = self.installed.get_mut(&key) {
                     one.wanted = Some(target.wanted.clone());
                 }
@@ -314,6 +387,27 @@ impl Planner {
             Err(_) => self.cancel(&current),
         }
         result
+    }
+
+    /// The ids by which a frontend's flows may know backends that it has in another mode from now on.
+    ///
+    /// Such a flow keeps its mode: what the backend sees of it depends on the mode.
+    fn former(&self, key: &FrontendKey, ids: &[u32]) -> Vec<u32> {
+        let Some(one) = self.installed.get(key) else { return Vec::new() };
+        if self.handover.is_zero() {
+            return Vec::new();
+        }
+        let mut had: BTreeSet<u32> = one.current.ids().iter().copied().collect();
+        if let Some(previous) = &one.previous {
+            had.extend(previous.ids());
+            had.extend(one.current.draining());
+        }
+        let identity = |id: &u32| self.backends.key(*id).map(|key| key.identity);
+        let members: BTreeSet<u32> = ids.iter().copied().collect();
+        let stays: BTreeSet<Identity> = ids.iter().filter_map(identity).collect();
+        had.retain(|id| !members.contains(id));
+        had.retain(|id| identity(id).is_some_and(|identity| stays.contains(&identity)));
+        had.into_iter().collect()
     }
 
     /// The table that is wanted, built unless it was built for an earlier frontend.
@@ -358,18 +452,20 @@ impl Planner {
         &mut self,
         slots: &[u16],
         first_slot_word: u32,
-        ids: &[u32],
+        list: &[u32],
         first_id_word: u32,
+        members: usize,
     ) -> Option<Assignment> {
-        let list = self.lists.adopt(ids, first_id_word, &mut self.arena)?;
+        let list = self.lists.adopt(list, first_id_word, &mut self.arena)?;
         let table = self.slots.adopt(slots, first_slot_word, &mut self.arena)?;
-        Some(Assignment { table, list })
+        Some(Assignment { table, list, members })
     }
 
     pub(crate) fn insert_adopted(&mut self, key: FrontendKey, one: Installed) {
-        self.backends.acquire(&one.current.list.items, Use::Current);
+        self.backends.acquire(one.current.ids(), Use::Current);
+        self.backends.acquire(one.current.draining(), Use::Draining);
         if let Some(previous) = &one.previous {
-            self.backends.acquire(&previous.list.items, Use::Previous);
+            self.backends.acquire(previous.ids(), Use::Previous);
         }
         self.installed.insert(key, one);
     }
@@ -384,10 +480,17 @@ pub struct FrontendState<'a> {
     pub stats: u32,
     /// Whether a handover is under way
     pub phase: Phase,
+    /// When the phase began; time as in [`Planner::apply`]
+    pub since: Duration,
     /// The current table
     pub slots: &'a [u16],
     /// The backends that its slots name, by index
     pub ids: &'a [u32],
+    /// Backends that take no new flows, in ascending order: those of them that no slot names, and
+    /// those that the service has in another mode now
+    pub draining: &'a [u32],
+    /// The backends of the previous table; none at rest
+    pub previous_ids: &'a [u32],
 }
 
 /// Entries that `SERVICES` needs: none for index 0, and two for each frontend.

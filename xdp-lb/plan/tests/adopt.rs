@@ -4,12 +4,15 @@ mod common;
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 use xdp_lb_abi::FrontendKey;
-use xdp_lb_plan::{Layout, Planner};
+use xdp_lb_plan::{
+    Layout, Planner,
+    model::{Backend, Mode, Service},
+};
 use zerocopy::IntoBytes;
 
 use crate::common::{
     AMPLE, HANDOVER, Run, all, expected,
-    input::{Step, Wanted, history},
+    input::{Step, Wanted, address, frontend, history},
     key,
     world::{Seen, World},
 };
@@ -20,7 +23,7 @@ fn config(cases: u32) -> ProptestConfig {
 
 fn step(run: &mut Run, wanted: &mut Wanted, step: &Step) {
     wanted.change(&step.change);
-    run.now += step.wait;
+    run.wait(step.wait);
     run.way = step.way;
     run.apply(&wanted.services());
 }
@@ -45,6 +48,62 @@ fn corrupt(world: &mut World, array: usize, place: Index, value: u8) {
         _ => world.backends.as_mut_bytes(),
     };
     bytes[place.index(bytes.len())] = value;
+}
+
+#[test]
+fn what_is_held_after_a_restart_stays_as_it_is_until_it_is_let_go() {
+    let service = |name: &str, number, pods: &[u8]| {
+        let backends = pods.iter().map(|pod| Backend::new(address(*pod))).collect();
+        Service::new(name, Mode::Ipip, vec![frontend(number)], backends)
+    };
+    let (file, cluster) = (service("file", 0, &[1, 2]), service("cluster", 1, &[2, 3]));
+    let other = service("other", 2, &[4]);
+    let mut run = Run::new(AMPLE, HANDOVER);
+    run.apply(&[file.clone(), cluster.clone(), other.clone()]);
+    let before = results(&run);
+    run.restart();
+    run.planner.hold();
+    // The cluster has not spoken yet, and of the file one service is gone meanwhile.
+    assert_eq!(run.apply(std::slice::from_ref(&file)).ops, []);
+    assert_eq!(results(&run), before);
+    let held: Vec<_> = run.planner.held().iter().copied().collect();
+    assert_eq!(held, [frontend(1).key(), frontend(2).key()]);
+    let kept: std::collections::BTreeSet<_> =
+        run.planner.held_backends().map(|key| key.identity.address).collect();
+    assert_eq!(kept, [address(2), address(3), address(4)].into());
+
+    // What somebody names is his from then on, and goes when he does not name it any more.
+    run.apply(&[file.clone(), other]);
+    run.apply(std::slice::from_ref(&file));
+    assert_eq!(run.planner.frontends().count(), 2);
+
+    // It speaks, and wants what it has: nothing changes.
+    run.planner.let_go();
+    assert_eq!(run.apply(&[file.clone(), cluster]).ops, []);
+    run.apply(std::slice::from_ref(&file));
+    assert_eq!(run.planner.frontends().count(), 1);
+}
+
+#[test]
+fn a_restart_knows_tunnels_to_other_hosts_and_pods_with_their_nodes_address() {
+    for mode in [Mode::Geneve, Mode::Hybrid, Mode::Snat] {
+        let backend =
+            |number, node| Backend { node: Some(address(node)), ..Backend::new(address(number)) };
+        let services = [Service {
+            name: "web".to_owned(),
+            frontends: vec![frontend(0), frontend(1)],
+            mode,
+            backends: vec![backend(2, 2), backend(3, 9)],
+            ..Service::default()
+        }];
+        let mut run = Run::new(SMALL, HANDOVER);
+        run.apply(&services);
+        for _ in 0..3 {
+            run.restart();
+            let outcome = run.apply(&services);
+            assert_eq!((outcome.ops, outcome.refused), (vec![], vec![]));
+        }
+    }
 }
 
 proptest! {
@@ -111,7 +170,7 @@ proptest! {
         let (last, before) = steps.split_last().unwrap();
         before.iter().for_each(|one| step(&mut run, &mut wanted, one));
         wanted.change(&last.change);
-        run.now += last.wait;
+        run.wait(last.wait);
         let ops = run.plan(&wanted.services()).ops;
         for op in &ops[..cut.index(ops.len() + 1)] {
             run.world.carry_out(op);

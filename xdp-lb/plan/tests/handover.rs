@@ -11,11 +11,11 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use xdp_lb_abi::{Address, FlowKey, Phase, Reason};
 use xdp_lb_datapath::{
     decide::decide,
-    parse::{Facts, Kind, Word},
+    parse::{Facts, Kind, Offset, Word},
 };
 use xdp_lb_plan::{
     BackendKey, Layout,
-    model::{Backend, Frontend, Mode, Service},
+    model::{Backend, Frontend, Mode, Protocol, Service},
 };
 
 use crate::common::{
@@ -94,7 +94,7 @@ impl Event {
             Self::DrainAll(service) => {
                 services[service].backends.iter_mut().for_each(|backend| backend.weight = 0);
             }
-            Self::Wait(seconds) => run.now += Duration::from_secs(seconds),
+            Self::Wait(seconds) => run.wait(Duration::from_secs(seconds)),
             Self::Restart => run.restart(),
         }
     }
@@ -103,7 +103,7 @@ impl Event {
 fn add(service: &mut Service, number: u8, weight: u16) {
     let address = address(number);
     if service.backends.iter().all(|backend| backend.address != address) {
-        service.backends.push(Backend { address, port: None, weight });
+        service.backends.push(Backend { weight, ..Backend::new(address) });
     }
 }
 
@@ -114,10 +114,8 @@ fn start() -> Vec<Service> {
             name: format!("service-{number}"),
             frontends: vec![frontend(number)],
             mode: Mode::L2,
-            table_size: None,
-            backends: (1..4)
-                .map(|number| Backend { address: address(number), port: None, weight: 1 })
-                .collect(),
+            backends: (1..4).map(|number| Backend::new(address(number))).collect(),
+            ..Service::default()
         })
         .into()
 }
@@ -125,9 +123,9 @@ fn start() -> Vec<Service> {
 fn packet(frontend: &Frontend, source: u32, opens: bool) -> Facts {
     Facts {
         kind: Word(Kind::Flow),
-        link: 14,
+        link: Offset::new(14),
         priority: Word(0),
-        transport: 34,
+        transport: Offset::new(34),
         source: Address::v4(Ipv4Addr::from(0x0a63_0000 | source >> 8).octets()),
         destination: frontend.address.into(),
         protocol: Word(frontend.protocol.number()),
@@ -136,12 +134,13 @@ fn packet(frontend: &Frontend, source: u32, opens: bool) -> Facts {
         length: 60,
         traffic_class: Word(0),
         ttl: Word(64),
+        identification: Word(0),
     }
 }
 
 /// Where a packet goes.
 fn send(run: &Run, facts: &Facts) -> Result<BackendKey, Reason> {
-    decide(facts, &run.world).map(|choice| run.world.named(choice.id))
+    decide(facts, &run.world).map(|choice| run.world.named(choice.chosen.id))
 }
 
 /// Where the current table sends a packet.
@@ -197,7 +196,7 @@ impl Clients {
                     assert!(seen.members.contains(&to), "{flow:?} goes to a stranger, {to:?}")
                 }
                 Err(reason) => {
-                    assert_eq!(reason, Reason::NoBackend, "{flow:?}");
+                    assert_eq!(reason, Reason::Reset, "{flow:?}");
                     assert!(seen.slots.is_empty(), "{flow:?} has no backend");
                 }
             }
@@ -217,7 +216,7 @@ impl Clients {
             let facts = packet(&frontend, source, true);
             let to = send(run, &facts);
             let chosen = chosen(run, &slots, &facts);
-            assert_eq!(to, chosen.ok_or(Reason::NoBackend), "a new flow to {frontend}");
+            assert_eq!(to, chosen.ok_or(Reason::Reset), "a new flow to {frontend}");
             self.flows.push(Flow { frontend, source, owner: chosen, seen: true });
         }
     }
@@ -292,7 +291,7 @@ fn a_flow_that_shows_itself_too_late_may_move() {
     let at_first = to(&run);
     add(&mut services[0], 4, 1);
     run.apply(&services);
-    run.now += HANDOVER;
+    run.wait(HANDOVER);
     run.apply(&services);
     assert_ne!(to(&run), at_first);
 }
@@ -310,8 +309,8 @@ fn a_drained_service_keeps_its_flows_and_takes_no_new_ones() {
         run.apply(&services);
         clients.send(&run, frontend, 1);
         let opened = send(&run, &packet(&frontend, 1_000_000, true));
-        assert_eq!(opened, Err(Reason::NoBackend));
-        run.now += HANDOVER;
+        assert_eq!(opened, Err(Reason::Reset));
+        run.wait(HANDOVER);
     }
     services[0].table_size = Some(1021);
     services[0].backends[0].weight = 1;
@@ -333,7 +332,7 @@ fn a_backend_that_one_of_two_services_removes_gets_no_packet_of_that_one() {
     services[0].backends.remove(0);
     for wait in [0, 1, 10, 11] {
         let before = run.world.clone();
-        run.now += Duration::from_secs(wait);
+        run.wait(Duration::from_secs(wait));
         run.apply(&services);
         for frontend in [first, second] {
             clients.note(&frontend, &before, &run.world);
@@ -341,4 +340,58 @@ fn a_backend_that_one_of_two_services_removes_gets_no_packet_of_that_one() {
         }
     }
     assert_eq!(clients.moved, 0);
+}
+
+/// Where 500 flows in mid-stream go before and after a service's first backend is taken for dead; and
+/// the service then.
+fn around_a_death(
+    run: &mut Run,
+    protocol: Protocol,
+) -> (Vec<BackendKey>, Vec<BackendKey>, Service) {
+    let mut services = start();
+    let service = &mut services[0];
+    service.frontends[0].protocol = protocol;
+    let frontend = service.frontends[0];
+    let to = |run: &Run| -> Vec<_> {
+        (0..500).map(|source| send(run, &packet(&frontend, source, false)).unwrap()).collect()
+    };
+    run.apply(std::slice::from_ref(service));
+    // A handover that is under way, so that some are recorded.
+    add(service, 4, 1);
+    run.apply(std::slice::from_ref(service));
+    let before = to(run);
+    run.wait(Duration::from_secs(1));
+    (service.backends[0].weight, service.backends[0].down) = (0, true);
+    run.apply(std::slice::from_ref(service));
+    (before, to(run), service.clone())
+}
+
+#[test]
+fn datagrams_leave_a_dead_backend_at_once_and_connections_stay() {
+    let dead = |to: &BackendKey| to.identity.address == address(1);
+    let (before, after, _) = around_a_death(&mut Run::new(ROOM, HANDOVER), Protocol::Tcp);
+    assert_eq!(before, after);
+    let mut run = Run::new(ROOM, HANDOVER);
+    let (before, after, mut service) = around_a_death(&mut run, Protocol::Udp);
+    assert!(before.iter().any(dead) && !after.iter().any(dead));
+    for (before, after) in before.iter().zip(&after).filter(|(before, _)| !dead(before)) {
+        assert_eq!(before, after, "flows of the living stay");
+    }
+    // The same after a restart, and after another service has it too and knows nothing of its death.
+    run.restart();
+    assert_eq!(run.apply(std::slice::from_ref(&service)).ops, []);
+    let (mut other, port) = (service.clone(), service.frontends[0].port);
+    other.name = "other".to_owned();
+    other.frontends = vec![Frontend { protocol: Protocol::Udp, port, ..frontend(0) }];
+    other.backends = vec![Backend::new(address(1))];
+    run.apply(&[service.clone(), other.clone()]);
+    let to_other = packet(&other.frontends[0], 7, false);
+    assert!(send(&run, &to_other).is_ok_and(|to| dead(&to)));
+    // Up again.
+    (service.backends[0].weight, service.backends[0].down) = (1, false);
+    run.apply(std::slice::from_ref(&service));
+    run.wait(HANDOVER * 2);
+    run.apply(std::slice::from_ref(&service));
+    let opened = |source| send(&run, &packet(&service.frontends[0], source, true)).unwrap();
+    assert!((1000..1500).map(opened).any(|to| dead(&to)));
 }

@@ -63,7 +63,7 @@ proptest! {
         let mut wanted = Wanted::default();
         for step in &steps {
             wanted.change(&step.change);
-            run.now += step.wait;
+            run.wait(step.wait);
             run.way = step.way;
             let services = wanted.services();
             let before = run.clone();
@@ -85,7 +85,7 @@ proptest! {
         let mut wanted = Wanted::default();
         for step in &steps {
             wanted.change(&step.change);
-            run.now += step.wait;
+            run.wait(step.wait);
             prop_assert_eq!(run.apply(&wanted.services()).refused, []);
         }
         let mut fresh = Run::new(AMPLE, HANDOVER);
@@ -99,7 +99,7 @@ proptest! {
         let mut wanted = Wanted::default();
         for step in &steps {
             wanted.change(&step.change);
-            run.now += step.wait;
+            run.wait(step.wait);
             run.apply(&wanted.services());
         }
         run.apply(&[]);

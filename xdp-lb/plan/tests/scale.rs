@@ -26,7 +26,7 @@ const BACKENDS: u32 = 10;
 fn services() -> Vec<Service> {
     let port = NonZeroU16::new(80).unwrap();
     let address = |base: u32, number: u32| IpAddr::from(Ipv4Addr::from(base + number));
-    let backend = |number| Backend { address: address(0x0a00_0000, number), port: None, weight: 1 };
+    let backend = |number| Backend::new(address(0x0a00_0000, number));
     (0..SERVICES)
         .map(|number| Service {
             name: format!("service-{number}"),
@@ -36,8 +36,8 @@ fn services() -> Vec<Service> {
                 protocol: Protocol::Tcp,
             }],
             mode: Mode::L2,
-            table_size: None,
             backends: (number * BACKENDS..(number + 1) * BACKENDS).map(backend).collect(),
+            ..Service::default()
         })
         .collect()
 }
@@ -63,7 +63,7 @@ fn a_change_of_one_service_is_a_few_operations_among_many() {
     let mut planner = Planner::new(&layout, key(), HANDOVER);
     let mut now = Duration::ZERO;
     let apply = |planner: &mut Planner, services: &[Service], now: Duration| {
-        let outcome = planner.apply(services, &|key| Some(path(key, 1)), now);
+        let outcome = planner.apply_over_known_paths(services, &|key| Some(path(key, 1)), now);
         assert_eq!(outcome.refused, []);
         outcome.ops
     };

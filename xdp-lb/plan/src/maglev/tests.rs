@@ -217,7 +217,7 @@ fn without_a_weight_there_are_no_slots() {
     let key = HashKey::from(KEY);
     for weights in [&[][..], &[0, 0]] {
         let table = build(&key, &candidates(weights), 251).unwrap();
-        assert_eq!(table.slots(), []);
+        assert_eq!(table.slots(), [0_u16; 0]);
         assert_eq!(table.backends().len(), weights.len());
         assert_eq!(table.shares(), vec![0; weights.len()]);
     }

@@ -13,17 +13,22 @@ use crate::{
     op::Op,
     outcome::Refusal,
     shared::{id_words, slot_words},
+    target::Wanted,
 };
 
 impl Planner {
-    /// Puts a table and a list into the arena; nothing where there is no room.
+    /// Puts a table, its list and, for a current one, what is [`draining`](super::draining) into the
+    /// arena; nothing where there is no room.
     pub(super) fn assign(
         &mut self,
         slots: &[u16],
-        ids: &[u32],
+        mut ids: Vec<u32>,
+        draining: Vec<u32>,
         ops: &mut Vec<Op>,
     ) -> Option<Assignment> {
-        let (list, write_list) = self.lists.acquire(ids, &mut self.arena)?;
+        let members = ids.len();
+        ids.extend(draining);
+        let (list, write_list) = self.lists.acquire(&ids, &mut self.arena)?;
         let Some((table, write_table)) = self.slots.acquire(slots, &mut self.arena) else {
             if let Some(range) = self.lists.release(&list) {
                 self.arena.give_back(range);
@@ -31,17 +36,18 @@ impl Planner {
             return None;
         };
         if write_list {
-            ops.push(Op::Arena { word: list.range.start, words: id_words(ids) });
+            ops.push(Op::Arena { word: list.range.start, words: id_words(&ids) });
         }
         if write_table {
             ops.push(Op::Arena { word: table.range.start, words: slot_words(slots) });
         }
-        Some(Assignment { table, list })
+        Some(Assignment { table, list, members })
     }
 
     pub(super) fn add(
         &mut self,
         key: FrontendKey,
+        wanted: &Wanted,
         current: &Assignment,
         now: Duration,
         ops: &mut Vec<Op>,
@@ -63,8 +69,11 @@ impl Planner {
             current: current.clone(),
             previous: None,
             phase: Phase::Rest,
+            traits: wanted.traits,
             wanted: None,
             since: now,
+            phase_since: now,
+            started: 0,
         };
         ops.push(Op::ResetFrontend { stats });
         publish(key, &one, ops);
@@ -77,6 +86,7 @@ impl Planner {
         &mut self,
         key: FrontendKey,
         one: Installed,
+        wanted: &Wanted,
         current: &Assignment,
         now: Duration,
         ops: &mut Vec<Op>,
@@ -85,7 +95,7 @@ impl Planner {
         let next_previous = self.next_previous(&one, &current.list.items, ops);
         // What the next state uses is acquired before anything is released.
         if let Some(previous) = &next_previous {
-            self.backends.acquire(&previous.list.items, Use::Previous);
+            self.backends.acquire(previous.ids(), Use::Previous);
         }
         let phase = if next_previous.is_some() { Phase::Handover } else { Phase::Rest };
         let next = Installed {
@@ -93,12 +103,14 @@ impl Planner {
             current: current.clone(),
             previous: next_previous,
             phase,
+            traits: wanted.traits,
             since: now,
+            phase_since: now,
+            started: if one.phase == Phase::Rest { nanoseconds(now) } else { one.started },
             ..one.clone()
         };
         publish(key, &next, ops);
-        self.backends.release(&one.current.list.items, Use::Current);
-        self.discard(&one.current);
+        self.release_current(&one.current);
         self.release_previous(&one);
         self.retired.push(Retired::Record(one.record));
         (next, Ok(()))
@@ -117,19 +129,18 @@ impl Planner {
         }
         let (base, slots) = next_previous(one.phase, previous.view(), one.current.view(), next);
         let ids = match base {
-            Base::Previous => previous.list.items.clone(),
-            Base::Current => one.current.list.items.clone(),
+            Base::Previous => previous.ids().to_vec(),
+            Base::Current => one.current.ids().to_vec(),
         };
         // Without room the flows go where the new table says: the change itself matters more.
-        self.assign(&slots, &ids, ops)
+        self.assign(&slots, ids, Vec::new(), ops)
     }
 
     pub(super) fn remove(&mut self, key: &FrontendKey, ops: &mut Vec<Op>) {
         let Some(one) = self.installed.remove(key) else { return };
         let Place { bucket, entry } = one.place;
         ops.push(Op::Publish { bucket, entry, value: FrontendEntry::new(*key, 0) });
-        self.backends.release(&one.current.list.items, Use::Current);
-        self.discard(&one.current);
+        self.release_current(&one.current);
         self.release_previous(&one);
         self.retired.extend([
             Retired::Record(one.record),
@@ -143,9 +154,7 @@ impl Planner {
         let over: Vec<FrontendKey> = self
             .installed
             .iter()
-            .filter(|(_, one)| {
-                one.phase == Phase::Handover && now >= one.since.saturating_add(self.handover)
-            })
+            .filter(|(_, one)| one.phase == Phase::Handover && now >= self.end_of_handover(one))
             .map(|(key, _)| *key)
             .collect();
         for key in over {
@@ -155,13 +164,20 @@ impl Planner {
             self.retired.push(Retired::Record(one.record));
             one.record = record;
             one.phase = Phase::Exceptions;
+            one.phase_since = now;
             publish(key, one, ops);
         }
     }
 
-    fn release_previous(&mut self, one: &Installed) {
+    pub(super) fn release_current(&mut self, current: &Assignment) {
+        self.backends.release(current.ids(), Use::Current);
+        self.backends.release(current.draining(), Use::Draining);
+        self.discard(current);
+    }
+
+    pub(super) fn release_previous(&mut self, one: &Installed) {
         if let Some(previous) = &one.previous {
-            self.backends.release(&previous.list.items, Use::Previous);
+            self.backends.release(previous.ids(), Use::Previous);
             self.discard(previous);
         }
     }
@@ -186,11 +202,20 @@ impl Planner {
     }
 }
 
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Writes a frontend's record, then makes it current.
 pub(super) fn publish(key: FrontendKey, one: &Installed, ops: &mut Vec<Op>) {
     let none = Table::new(0, 0, 0, 0);
     let previous = one.previous.as_ref().map_or(none, Assignment::record);
-    let service = Service::new(one.current.record(), previous, one.phase, one.stats);
+    let service = Service::new(one.current.record(), previous, one.phase, one.stats)
+        .with_affinity(one.traits.affinity)
+        .with_reject(one.traits.reject)
+        .with_sources(one.traits.sources)
+        .with_draining(one.current.draining().len() as u16)
+        .with_started(one.started);
     ops.push(Op::Service { index: one.record, service });
     let Place { bucket, entry } = one.place;
     ops.push(Op::Publish { bucket, entry, value: FrontendEntry::new(key, one.record) });

@@ -50,7 +50,7 @@ impl Planner {
 }
 
 fn content_drift(assignment: &Assignment, image: &impl Image) -> Vec<Op> {
-    let Assignment { table, list } = assignment;
+    let Assignment { table, list, members: _ } = assignment;
     let contents =
         [(table.range.start, slot_words(&table.items)), (list.range.start, id_words(&list.items))];
     let wrong = contents.into_iter().filter(|(start, words)| {

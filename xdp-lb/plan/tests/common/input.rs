@@ -68,8 +68,9 @@ pub(crate) fn frontend(number: usize) -> Frontend {
 
 fn backend() -> impl Strategy<Value = Backend> {
     let weight = select(vec![0, 1, 1, 1, 1, 2, 100]);
-    (0_u8..7, option::weighted(0.2, Just(port(8080))), weight)
-        .prop_map(|(number, port, weight)| Backend { address: address(number), port, weight })
+    (0_u8..7, option::weighted(0.2, Just(port(8080))), weight).prop_map(|(number, port, weight)| {
+        Backend { port, weight, ..Backend::new(address(number)) }
+    })
 }
 
 fn backends() -> impl Strategy<Value = Vec<Backend>> {
@@ -129,6 +130,7 @@ impl Wanted {
                 mode: draft.mode,
                 table_size: draft.table_size,
                 backends: distinct(&draft.backends),
+                ..Service::default()
             });
         }
         services

@@ -8,9 +8,9 @@ pub(crate) mod world;
 
 use std::time::Duration;
 
-use xdp_lb_abi::{Hop, Mode};
+use xdp_lb_abi::Hop;
 use xdp_lb_plan::{
-    BackendKey, Layout, Outcome, Path, Planner,
+    BackendKey, FlowCounts, IdleTimes, Judge, Layout, Outcome, Path, Planner, Verdict,
     maglev::{self, Candidate, HashKey, Identity, table_size},
     model::{Frontend, Service},
 };
@@ -39,18 +39,44 @@ pub(crate) struct Run {
     pub(crate) now: Duration,
     /// Which way leads to the backends
     pub(crate) way: u8,
+    /// The way that the planner knows
+    known: Option<u8>,
 }
 
 impl Run {
     pub(crate) fn new(layout: Layout, handover: Duration) -> Self {
-        Self {
+        let mut run = Self {
             planner: Planner::new(&layout, key(), handover),
             world: World::new(&layout),
             layout,
             handover,
-            now: Duration::from_secs(1000),
+            now: Duration::ZERO,
             way: 1,
+            known: None,
+        };
+        run.wait(Duration::from_secs(1000));
+        run
+    }
+
+    /// Time goes on, for the planner and for packets.
+    pub(crate) fn wait(&mut self, time: Duration) {
+        self.now += time;
+        self.world.now.set(self.now.as_nanos() as u64);
+    }
+
+    /// Looks at all recorded flows, deletes what nobody needs, and ends handovers.
+    pub(crate) fn sweep(&mut self, idle: IdleTimes) -> FlowCounts {
+        let mut judge = Judge::new(&self.planner, self.world.settings.flow_key(), idle, self.now);
+        let mut counts = FlowCounts::default();
+        self.world.flows.borrow_mut().retain(|key, flow| {
+            let verdict = judge.judge(key, flow);
+            counts.add(verdict);
+            verdict != Verdict::Delete
+        });
+        for op in self.planner.settle(&counts.exceptions(), self.now) {
+            self.world.carry_out(&op);
         }
+        counts
     }
 
     /// Plans, and carries it out.
@@ -65,13 +91,18 @@ impl Run {
     /// Plans only.
     pub(crate) fn plan(&mut self, services: &[Service]) -> Outcome {
         let way = self.way;
-        self.planner.apply(services, &|key| Some(path(key, way)), self.now)
+        let path = |key: &_| Some(path(key, way));
+        if self.known.replace(way) == Some(way) {
+            return self.planner.apply_over_known_paths(services, &path, self.now);
+        }
+        self.planner.apply(services, &path, self.now)
     }
 
     /// A new process takes over what the maps hold.
     pub(crate) fn restart(&mut self) {
         self.planner = Planner::new(&self.layout, key(), self.handover);
         self.planner.adopt(&self.world, self.now).unwrap();
+        self.known = None;
         self.world.settle();
     }
 }
@@ -96,13 +127,15 @@ pub(crate) fn expected(service: &Service, frontend: &Frontend) -> Seen {
     let serving = candidates.iter().filter(|candidate| candidate.weight > 0).count();
     let size = service.table_size.unwrap_or_else(|| table_size(serving));
     let table = maglev::build(&key(), &candidates, size).unwrap();
-    let named = |candidate: &Candidate| named(candidate.identity, service.mode);
+    let named = |candidate: &Candidate| {
+        named(candidate.identity, service.mode.forwarding(candidate.identity.protocol, false))
+    };
     let members: Vec<BackendKey> = table.backends().iter().map(named).collect();
     Seen { slots: table.slots().iter().map(|&slot| members[usize::from(slot)]).collect(), members }
 }
 
-fn named(identity: Identity, mode: Mode) -> BackendKey {
-    BackendKey { identity, mode }
+fn named(identity: Identity, mode: xdp_lb_abi::Mode) -> BackendKey {
+    BackendKey { identity, mode, tunnel: None }
 }
 
 /// Every frontend with its service.

@@ -3,15 +3,15 @@
 //! Every write is checked against the rules that let packets go on while it happens.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
 };
 
 use xdp_lb_abi::{
-    Address, Backend, Bucket, Device, Flow, FlowKey, FrontendEntry, FrontendKey, Hop, IDS_PER_WORD,
-    Phase, Reason, SLOTS_PER_WORD, Service, Settings, Table,
+    Address, Backend, Bucket, Flow, FlowKey, FrontendEntry, FrontendKey, Hop, IDS_PER_WORD, Phase,
+    SLOTS_PER_WORD, Service, Settings, Table,
 };
-use xdp_lb_datapath::{Tables, parse::Facts};
+use xdp_lb_datapath::Lookup;
 use xdp_lb_plan::{BackendKey, Image, Layout, Op, maglev::Identity, model::Protocol, record_count};
 
 /// The arrays, and what packets may be looking at.
@@ -23,6 +23,8 @@ pub(crate) struct World {
     pub(crate) arena: Vec<u64>,
     pub(crate) backends: Vec<Backend>,
     pub(crate) flows: RefCell<BTreeMap<FlowKey, Flow>>,
+    /// The clock, in nanoseconds
+    pub(crate) now: Cell<u64>,
     reach: Reach,
 }
 
@@ -54,6 +56,7 @@ impl World {
             arena: vec![0; layout.words as usize],
             backends: vec![Backend::default(); layout.backends as usize],
             flows: RefCell::default(),
+            now: Cell::new(0),
             reach: Reach { words: vec![false; layout.words as usize], ..Reach::default() },
         }
     }
@@ -148,6 +151,7 @@ impl World {
         let service = self.services[value.service() as usize];
         self.reach.stats.insert(service.stats());
         self.expose_table(service.current(), 0);
+        self.expose_draining(&service, &key);
         match service.phase() {
             Phase::Rest => assert_eq!(service.previous().size(), 0, "{key:?} at rest"),
             Phase::Handover | Phase::Exceptions => {
@@ -155,6 +159,23 @@ impl World {
                 self.expose_table(service.previous(), Table::LOOK_UP);
             }
         }
+    }
+
+    /// Notes the list that goes on behind the current table's one, and that it is right.
+    fn expose_draining(&mut self, service: &Service, key: &FrontendKey) {
+        let table = service.current();
+        let length = table.length() + u32::from(service.draining());
+        let list = Table::new(table.slots(), table.size(), table.list(), length);
+        let words = &mut self.reach.words[table.list() as usize..];
+        words[..length.div_ceil(IDS_PER_WORD) as usize].fill(true);
+        let ids = self.ids(&list);
+        let (members, draining) = ids.split_at(table.length() as usize);
+        assert!(draining.is_sorted(), "{key:?}: {draining:?}");
+        let named: BTreeSet<usize> = self.slots(table).into_iter().map(usize::from).collect();
+        for (index, id) in members.iter().enumerate() {
+            assert_ne!(named.contains(&index), draining.contains(id), "{key:?}: backend {id}");
+        }
+        self.reach.backends.extend(draining);
     }
 
     fn expose_table(&mut self, table: &Table, mark: u16) {
@@ -194,7 +215,11 @@ impl World {
         let backend = self.backends[id as usize];
         let protocol = Protocol::from_number(backend.protocol()).unwrap();
         let (address, port) = (backend.address().to_ip(), backend.port());
-        BackendKey { identity: Identity { address, port, protocol }, mode: backend.mode().unwrap() }
+        BackendKey {
+            identity: Identity { address, port, protocol },
+            mode: backend.mode().unwrap(),
+            tunnel: None,
+        }
     }
 
     /// The record of a frontend.
@@ -239,9 +264,13 @@ impl Image for World {
     }
 }
 
-impl Tables for World {
+impl Lookup for World {
     fn settings(&self) -> Option<&Settings> {
         Some(&self.settings)
+    }
+    /// The filter is not the planner's.
+    fn may_be_served(&self, _: u16) -> bool {
+        true
     }
     fn bucket(&self, index: u32) -> Option<&Bucket> {
         self.buckets.get(index as usize)
@@ -255,32 +284,25 @@ impl Tables for World {
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(id as usize)
     }
-    fn device(&self, _: u16) -> Option<&Device> {
+    fn client(&self, _: &FlowKey) -> Option<Flow> {
         None
     }
-    fn address_flags(&self, _: &Address) -> u32 {
-        0
-    }
-    fn is_peer(&self, _: &Address) -> bool {
-        false
+    fn record_client(&self, _: &FlowKey, _: u32, _: u32) {}
+    fn is_allowed(&self, _: u32, _: &Address) -> bool {
+        true
     }
     fn flow(&self, key: &FlowKey) -> Option<Flow> {
         self.flows.borrow().get(key).copied()
     }
     fn record_flow(&self, key: &FlowKey, backend: u32, generation: u32) {
-        self.flows.borrow_mut().insert(*key, Flow::new(backend, generation, 0));
+        self.flows.borrow_mut().insert(*key, Flow::new(backend, generation, self.now.get()));
     }
-    fn may_send_icmp(&self, _: u32) -> bool {
-        false
+    fn touch_flow(&self, key: &FlowKey) {
+        if let Some(flow) = self.flows.borrow_mut().get_mut(key) {
+            *flow = Flow::new(flow.backend(), flow.generation(), self.now.get());
+        }
     }
-    fn route(&self, _: &Facts, _: &Backend) -> Hop {
-        Hop::UNKNOWN
+    fn clock(&self) -> u64 {
+        self.now.get()
     }
-    fn redirect(&self, _: u16) -> bool {
-        true
-    }
-
-    fn count_frontend(&self, _: u32, _: usize) {}
-    fn count_backend(&self, _: u32, _: usize) {}
-    fn count_reason(&self, _: Reason, _: usize) {}
 }
