@@ -10,11 +10,13 @@ use std::{
 
 use super::{
     Answer, LabError, Namespace,
-    answer::{checksum, pattern},
+    answer::{ASK_FOR_BYTES, checksum, pattern_prefix, pattern_run},
     held::{Held, Response},
-    socket::{connect_from, datagrams_to},
+    socket::{connect_from, datagrams_to, path_mtu},
 };
 
+/// When a transfer is given up that goes on.
+const LONGEST_TRANSFER: Duration = Duration::from_secs(120);
 /// Threads that make many connections together.
 const THREADS: usize = 4;
 
@@ -91,6 +93,8 @@ pub struct Transfer {
     pub bytes: u64,
     /// Time from connecting to the last byte
     pub took: Duration,
+    /// The MTU of the path to the server, as far as the client's kernel has learnt it
+    pub path_mtu: u32,
 }
 
 impl Client {
@@ -159,7 +163,19 @@ impl Client {
         length: u16,
         tries: u32,
     ) -> Result<UdpAnswer, ClientError> {
-        self.space.run(|| self.ask_udp_here(server, port, length, tries))?
+        self.exchange_udp(server, port, [length, 0], tries)
+    }
+
+    /// [`Client::ask_udp`] with datagrams of `lengths` bytes there and back, each byte of which is
+    /// looked at. An answer is never shorter than its own text, some 200 bytes.
+    pub fn exchange_udp(
+        &self,
+        server: SocketAddr,
+        port: Option<u16>,
+        lengths: [u16; 2],
+        tries: u32,
+    ) -> Result<UdpAnswer, ClientError> {
+        self.space.run(|| self.exchange_here(server, port, lengths, tries))?
     }
 
     /// [`Client::ask_udp`] from each of the ports with a short datagram; the outcomes are in the
@@ -171,7 +187,7 @@ impl Client {
         tries: u32,
     ) -> Result<Vec<Outcome>, LabError> {
         self.each(ports, |port| {
-            let answer = self.ask_udp_here(server, Some(port), 16, tries);
+            let answer = self.exchange_here(server, Some(port), [16, 0], tries);
             Outcome { port, answer: answer.map(|answer| answer.answer) }
         })
     }
@@ -181,14 +197,18 @@ impl Client {
         self.space.run(|| {
             let start = Instant::now();
             let mut held = self.connect(server, None)?;
-            let received = held.fetch(&format!("/bytes/{bytes}"), true)?.body;
-            let right = received.iter().zip(0..).take_while(|(byte, at)| **byte == pattern(*at));
-            let right = right.count() as u64;
-            if right != bytes || received.len() as u64 != bytes {
+            let (mut right, mut received) = (0, 0);
+            held.stream(&format!("/bytes/{bytes}"), start + LONGEST_TRANSFER, |part| {
+                if right == received {
+                    right += pattern_prefix(right, part) as u64;
+                }
+                received += part.len() as u64;
+            })?;
+            if right != bytes || received != bytes {
                 let what = format!("{right} of {bytes} bytes were right");
                 return Err(ClientError::Unexpected { server, what });
             }
-            Ok(Transfer { bytes, took: start.elapsed() })
+            Ok(Transfer { bytes, took: start.elapsed(), path_mtu: held.path_mtu()? })
         })?
     }
 
@@ -197,19 +217,45 @@ impl Client {
         self.space.run(|| {
             let start = Instant::now();
             let mut held = self.connect(server, None)?;
-            let body: Vec<u8> = (0..bytes).map(pattern).collect();
             let head =
                 format!("PUT / HTTP/1.1\r\nConnection: close\r\nContent-Length: {bytes}\r\n\r\n");
             held.send(head.as_bytes())?;
-            held.send(&body)?;
+            let (mut sent, mut sum) = (0, 0);
+            while sent < bytes {
+                if start.elapsed() > LONGEST_TRANSFER {
+                    let source = io::ErrorKind::TimedOut.into();
+                    return Err(ClientError::Talk { server, source });
+                }
+                let part = pattern_run(sent, usize::try_from(bytes - sent).unwrap_or(usize::MAX));
+                held.send(part)?;
+                sum = checksum(sum, part);
+                sent += part.len() as u64;
+            }
             let response = held.response()?;
             let answer = held.parse(&response)?;
-            if (answer.received, answer.checksum) != (bytes, checksum(0, &body)) {
+            if (answer.received, answer.checksum) != (bytes, sum) {
                 let what = format!("{} of {bytes} bytes, or with faults", answer.received);
                 return Err(ClientError::Unexpected { server, what });
             }
-            Ok(Transfer { bytes, took: start.elapsed() })
+            Ok(Transfer { bytes, took: start.elapsed(), path_mtu: held.path_mtu()? })
         })?
+    }
+
+    /// The MTU of the path to `server`, as far as the namespace's kernel has learnt it.
+    pub fn path_mtu(&self, server: SocketAddr) -> Result<u32, ClientError> {
+        self.space.run(|| {
+            datagrams_to(self.source, None, server, self.timeout)
+                .and_then(|socket| path_mtu(&socket, server))
+                .map_err(|source| ClientError::Connect { server, source })
+        })?
+    }
+
+    /// Runs `work` inside the namespace.
+    pub(super) fn inside<T: Send>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send,
+    ) -> Result<T, LabError> {
+        self.space.run(|| work(self))
     }
 
     /// Runs `work` for each port inside the namespace, on a few threads.
@@ -255,7 +301,12 @@ impl Client {
         self.connect(server, port)?.fetch(path, true)
     }
 
-    fn ask_here(&self, server: SocketAddr, port: Option<u16>) -> Result<Answer, ClientError> {
+    /// [`Client::ask`] on a thread that is in the namespace.
+    pub(super) fn ask_here(
+        &self,
+        server: SocketAddr,
+        port: Option<u16>,
+    ) -> Result<Answer, ClientError> {
         let mut held = self.connect(server, port)?;
         let response = held.fetch("/", true)?;
         held.parse(&response)
@@ -267,17 +318,17 @@ impl Client {
         Ok(held)
     }
 
-    fn ask_udp_here(
+    fn exchange_here(
         &self,
         server: SocketAddr,
         port: Option<u16>,
-        length: u16,
+        [length, wanted]: [u16; 2],
         tries: u32,
     ) -> Result<UdpAnswer, ClientError> {
         let connect = datagrams_to(self.source, port, server, self.timeout);
         let socket = connect.map_err(|source| ClientError::Connect { server, source })?;
-        let question: Vec<u8> = (0..u64::from(length)).map(pattern).collect();
-        let mut buffer = [0; 1024];
+        let question = question(length, wanted);
+        let mut buffer = vec![0; 1 << 16];
         for tried in 1..=tries {
             // A message about the path's MTU fails one call, and the next try goes in fragments
             // or smaller: what counts is whether an answer comes.
@@ -285,16 +336,31 @@ impl Client {
                 continue;
             }
             let Ok(received) = socket.recv(&mut buffer) else { continue };
-            let text = String::from_utf8_lossy(&buffer[..received]);
-            let answer = Answer::from_json(&text)
-                .ok_or_else(|| ClientError::Unexpected { server, what: text.into_owned() })?;
-            let expected = (u64::from(length), checksum(0, &question));
+            let (answer, padding) = Answer::from_datagram(&buffer[..received])
+                .map_err(|text| ClientError::Unexpected { server, what: text })?;
+            let expected = (question.len() as u64, checksum(0, &question));
             if (answer.received, answer.checksum) != expected {
                 let what = format!("it received {} bytes, or with faults", answer.received);
+                return Err(ClientError::Unexpected { server, what });
+            }
+            let right = pattern_prefix(0, padding);
+            if received < usize::from(wanted) || right != padding.len() {
+                let what = format!("{received} of {wanted} bytes, {right} of them right");
                 return Err(ClientError::Unexpected { server, what });
             }
             return Ok(UdpAnswer { answer, tries: tried });
         }
         Err(ClientError::Silent { server, tries })
     }
+}
+
+/// A datagram of `length` bytes, or as many as it takes to ask for `wanted` bytes.
+fn question(length: u16, wanted: u16) -> Vec<u8> {
+    let mut question = Vec::new();
+    if wanted > 0 {
+        question.extend(format!("{ASK_FOR_BYTES}{wanted}\n").bytes());
+    }
+    let left = usize::from(length).saturating_sub(question.len());
+    question.extend(pattern_run(0, left));
+    question
 }

@@ -7,13 +7,13 @@ use std::{net::SocketAddr, ops::Range};
 
 use super::{
     Answer,
-    answer::{checksum, pattern},
+    answer::{RUN, checksum, pattern_run},
 };
 
 /// Longest request head.
 const LONGEST_HEAD: usize = 16 << 10;
 /// Bytes of a stream that are made at a time.
-const CHUNK: u64 = 64 << 10;
+const CHUNK: u64 = RUN as u64;
 
 /// State of a connection.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Connection {
     pub(super) fn output(&mut self) -> &[u8] {
         if self.output.is_empty() && !self.stream.is_empty() {
             let end = self.stream.end.min(self.stream.start + CHUNK);
-            self.output.extend((self.stream.start..end).map(pattern));
+            self.output.extend(pattern_run(self.stream.start, (end - self.stream.start) as usize));
             self.stream.start = end;
         }
         &self.output

@@ -52,6 +52,11 @@ pub fn describe_with(bytes: &[u8], detail: Detail) -> String {
 
 fn packet(headers: &[Ip<'_>], body: Body<'_>) -> Vec<String> {
     let outer = headers.iter().zip(headers.iter().skip(1)).map(|(ip, inner)| {
+        if let Some(tunnel) = &ip.tunnel {
+            let from = SocketAddr::new(ip.source, tunnel.source_port);
+            let frontend = tunnel.frontend().map(|one| format!(" for {one}")).unwrap_or_default();
+            return format!("{from} > {} Geneve{frontend}", ip.destination);
+        }
         let kind = match (ip.source.is_ipv4(), inner.source.is_ipv4()) {
             (true, true) => "IPIP",
             (true, false) => "6in4",

@@ -36,6 +36,18 @@ fn each_kind_of_frame_reads_as_people_say_it() {
             frames::FOUR_IN_SIX,
             format!("2001:db8:9::7 > 2001:db8:2::11 4in6 | {udp}, 5 bytes, ttl 64"),
         ),
+        (
+            frames::GENEVE4,
+            "10.0.0.1:50001 > 10.0.0.2 Geneve for 203.0.113.80:80 | 198.51.100.2:42050 > \
+             10.244.2.2:8080 TCP SYN, ttl 63"
+                .into(),
+        ),
+        (
+            frames::GENEVE6,
+            "[2001:db8:10::1]:50001 > 2001:db8:10::2 Geneve for [2001:db8:80::80]:80 | \
+             [2001:db8:1::2]:42050 > [fd00:244:2::2]:8080 TCP SYN, ttl 63"
+                .into(),
+        ),
         (frames::FRAGMENT4, "198.51.100.2 > 198.51.100.1 UDP fragment 1480..1504 and more".into()),
         (frames::FRAGMENT6, "2001:db8::2 > 2001:db8::1 UDP fragment 1448..1464".into()),
         (frames::ARP, "ARP who has 198.51.100.1, asks 198.51.100.2".into()),

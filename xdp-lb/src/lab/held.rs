@@ -3,9 +3,13 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    time::Instant,
 };
 
-use super::{Answer, ClientError};
+use super::{Answer, ClientError, socket::path_mtu};
+
+/// Bytes that are read at a time.
+const BUFFER: usize = 64 << 10;
 
 /// An HTTP response.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -28,12 +32,18 @@ pub struct Held {
 impl Held {
     pub(super) fn new(stream: TcpStream, server: SocketAddr) -> io::Result<Self> {
         let local = stream.local_addr()?;
-        Ok(Self { stream: BufReader::new(stream), local, server, echoes: false })
+        Ok(Self { stream: BufReader::with_capacity(BUFFER, stream), local, server, echoes: false })
     }
 
     /// The client's end.
     pub fn local(&self) -> SocketAddr {
         self.local
+    }
+
+    /// The MTU of the path to the server, as far as the client's kernel has learnt it.
+    pub fn path_mtu(&self) -> Result<u32, ClientError> {
+        path_mtu(self.stream.get_ref(), self.server)
+            .map_err(|source| ClientError::Talk { server: self.server, source })
     }
 
     /// Sends another request on the same connection.
@@ -67,11 +77,7 @@ impl Held {
     }
 
     pub(super) fn fetch(&mut self, path: &str, last: bool) -> Result<Response, ClientError> {
-        let connection = if last { "close" } else { "keep-alive" };
-        let server = self.server;
-        let head =
-            format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: {connection}\r\n\r\n");
-        self.send(head.as_bytes())?;
+        self.send(request(self.server, path, last).as_bytes())?;
         let response = self.response()?;
         if last {
             // The server closes first, so that the client's port is free again at once.
@@ -90,6 +96,34 @@ impl Held {
         read_response(&mut self.stream).map_err(|source| ClientError::Talk { server, source })
     }
 
+    /// GET of a long body, of which `take` gets each part as it comes; returns the status. It goes
+    /// on until `deadline`.
+    pub(super) fn stream(
+        &mut self,
+        path: &str,
+        deadline: Instant,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<u16, ClientError> {
+        let server = self.server;
+        let talk = |source| ClientError::Talk { server, source };
+        self.send(request(server, path, true).as_bytes())?;
+        let (status, mut left) = read_head(&mut self.stream).map_err(talk)?;
+        while left > 0 {
+            if Instant::now() > deadline {
+                return Err(talk(io::ErrorKind::TimedOut.into()));
+            }
+            let part = self.stream.fill_buf().map_err(talk)?;
+            let length = part.len().min(left);
+            if length == 0 {
+                return Err(talk(io::ErrorKind::UnexpectedEof.into()));
+            }
+            take(&part[..length]);
+            self.stream.consume(length);
+            left -= length;
+        }
+        Ok(status)
+    }
+
     pub(super) fn parse(&self, response: &Response) -> Result<Answer, ClientError> {
         let text = String::from_utf8_lossy(&response.body);
         Answer::from_json(&text).filter(|_| response.status == 200).ok_or_else(|| {
@@ -99,7 +133,20 @@ impl Held {
     }
 }
 
+fn request(server: SocketAddr, path: &str, last: bool) -> String {
+    let connection = if last { "close" } else { "keep-alive" };
+    format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: {connection}\r\n\r\n")
+}
+
 fn read_response(stream: &mut impl BufRead) -> io::Result<Response> {
+    let (status, length) = read_head(stream)?;
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    Ok(Response { status, body })
+}
+
+/// Status, and the length of the body.
+fn read_head(stream: &mut impl BufRead) -> io::Result<(u16, usize)> {
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut line = String::new();
     if stream.read_line(&mut line)? == 0 {
@@ -118,12 +165,9 @@ fn read_response(stream: &mut impl BufRead) -> io::Result<Response> {
                 length = value.parse().map_err(|_| bad("a bad Content-Length"))?;
             }
             Some(_) => {}
-            None => break,
+            None => return Ok((status, length)),
         }
     }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body)?;
-    Ok(Response { status, body })
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
-//! A frame taken apart: Ethernet, VLAN tags, IP headers in IP headers, and what they carry.
+//! A frame taken apart: Ethernet, VLAN tags, IP headers in IP headers or behind Geneve, and what they
+//! carry.
 //!
 //! Written for captures, to be read beside the RFCs: it copies, it is slow, and it shares nothing
 //! with the data path that it helps to judge. Lengths are checked, checksums are not (see
 //! [`super::verify`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::geneve::{self, Geneve};
 
 /// EtherTypes.
 const IPV4: u16 = 0x0800;
@@ -71,6 +74,25 @@ pub struct Ip<'a> {
     pub routed: bool,
     /// Bytes behind the stated length
     pub trailing: usize,
+    /// What is between this header and the next one, where that is no IP in IP: UDP and this
+    pub tunnel: Option<Geneve<'a>>,
+}
+
+impl Ip<'_> {
+    /// Whether all of the payload is there that the header states; what an ICMP error quotes may
+    /// end early.
+    pub fn is_whole(&self) -> bool {
+        let stated = match (self.source, self.header) {
+            (IpAddr::V4(_), [_, _, high, low, ..]) => {
+                usize::from(u16::from_be_bytes([*high, *low]))
+            }
+            (IpAddr::V6(_), [_, _, _, _, high, low, ..]) => {
+                40 + usize::from(u16::from_be_bytes([*high, *low]))
+            }
+            _ => return false,
+        };
+        self.header.len() + self.payload.len() >= stated
+    }
 }
 
 /// A packet's part.
@@ -78,8 +100,11 @@ pub struct Ip<'a> {
 pub struct Fragment {
     /// Identification
     pub id: u32,
-    /// Offset of the payload, in bytes
+    /// Offset of the payload, in bytes, behind `skipped`
     pub offset: u16,
+    /// Bytes of extension headers that belong to the fragmented part: in front of the first
+    /// fragment's payload
+    pub skipped: u16,
     /// More fragments follow
     pub more: bool,
 }
@@ -164,38 +189,76 @@ enum Lengths {
 
 fn packet(mut bytes: &[u8], lengths: Lengths) -> Result<(Vec<Ip<'_>>, Body<'_>), Malformed> {
     let mut headers: Vec<Ip<'_>> = Vec::new();
+    let mut announced = None;
     loop {
         let depth = headers.len();
         let version = bytes.first().map(|byte| byte >> 4);
         let name = if version == Some(6) { "IPv6" } else { "IPv4" };
-        let announced = headers.last().map(|outer| outer.protocol);
         let parsed = match (version, announced) {
             (Some(4), None | Some(IPIP)) => ipv4(bytes, lengths),
             (Some(6), None | Some(IPV6_IN_IP)) => ipv6(bytes, lengths),
             (Some(version), _) => Err(format!("its version is {version}")),
             (None, _) => Err("it is missing".to_owned()),
         };
-        let ip = parsed.map_err(|reason| Malformed { header: name, depth, reason })?;
+        let mut ip = parsed.map_err(|reason| Malformed { header: name, depth, reason })?;
         let payload = ip.payload;
-        let (protocol, fragment) = (ip.protocol, ip.fragment);
-        headers.push(ip);
-        let body = match protocol {
-            _ if fragment.is_some() => Body::Fragment(payload),
+        let last = match ip.protocol {
+            _ if ip.fragment.is_some() => body(&ip),
             IPIP | IPV6_IN_IP if lengths == Lengths::Quoted && payload.len() < 20 => {
                 Body::Other(payload)
             }
             IPIP | IPV6_IN_IP => {
                 bytes = payload;
+                announced = Some(ip.protocol);
+                headers.push(ip);
                 continue;
             }
-            TCP => Body::Tcp(payload),
-            UDP => Body::Udp(payload),
-            ICMP => Body::Icmp(payload),
-            ICMPV6 => Body::Icmpv6(payload),
-            _ => Body::Other(payload),
+            UDP if payload.get(2..4) == Some(&geneve::PORT.to_be_bytes()) => {
+                match tunnelled(payload, lengths) {
+                    Err(reason) => return Err(Malformed { header: "Geneve", depth, reason }),
+                    Ok(Some((tunnel, protocol))) => {
+                        bytes = tunnel.inner;
+                        announced = Some(protocol);
+                        ip.tunnel = Some(tunnel);
+                        headers.push(ip);
+                        continue;
+                    }
+                    Ok(None) => body(&ip),
+                }
+            }
+            _ => body(&ip),
         };
-        return Ok((headers, body));
+        headers.push(ip);
+        return Ok((headers, last));
     }
+}
+
+/// What a header carries that no other header follows.
+pub(super) fn body<'a>(ip: &Ip<'a>) -> Body<'a> {
+    match ip.protocol {
+        _ if ip.fragment.is_some() => Body::Fragment(ip.payload),
+        TCP => Body::Tcp(ip.payload),
+        UDP => Body::Udp(ip.payload),
+        ICMP => Body::Icmp(ip.payload),
+        ICMPV6 => Body::Icmpv6(ip.payload),
+        _ => Body::Other(ip.payload),
+    }
+}
+
+/// The header of a tunnel, and the protocol number that stands for what it carries; none where it
+/// carries no IP packet, or a quote ends before one.
+fn tunnelled(datagram: &[u8], lengths: Lengths) -> Result<Option<(Geneve<'_>, u8)>, String> {
+    let tunnel = match Geneve::parse(datagram) {
+        Err(_) if lengths == Lengths::Quoted => return Ok(None),
+        parsed => parsed?,
+    };
+    let (protocol, shortest) = match tunnel.protocol {
+        IPV4 => (IPIP, 20),
+        IPV6 => (IPV6_IN_IP, 40),
+        _ => return Ok(None),
+    };
+    let cut = lengths == Lengths::Quoted && tunnel.inner.len() < shortest;
+    Ok((!cut).then_some((tunnel, protocol)))
 }
 
 /// RFC 791.
@@ -218,9 +281,10 @@ fn ipv4(bytes: &[u8], lengths: Lengths) -> Result<Ip<'_>, String> {
         protocol: fixed[9],
         header: &bytes[..header_length],
         payload: &bytes[header_length..end],
-        fragment: (offset > 0 || more).then_some(Fragment { id, offset, more }),
+        fragment: (offset > 0 || more).then_some(Fragment { id, offset, skipped: 0, more }),
         routed: source_routed(&bytes[20..header_length]),
         trailing: bytes.len() - end,
+        tunnel: None,
     })
 }
 
@@ -273,7 +337,9 @@ fn ipv6(bytes: &[u8], lengths: Lengths) -> Result<Ip<'_>, String> {
             let id = u32::from_be_bytes(fixed_array(start, 4));
             let (offset, more) = (position & 0xfff8, position & 1 == 1);
             // Neither offset nor more: an atomic fragment, which is whole (RFC 6946).
-            fragment = (offset > 0 || more).then_some(Fragment { id, offset, more });
+            fragment = (offset > 0 || more).then_some(Fragment { id, offset, skipped: 0, more });
+        } else if let Some(fragment) = &mut fragment {
+            fragment.skipped += length as u16;
         }
         protocol = start[0];
         at += length;
@@ -292,6 +358,7 @@ fn ipv6(bytes: &[u8], lengths: Lengths) -> Result<Ip<'_>, String> {
         fragment,
         routed,
         trailing: bytes_trailing,
+        tunnel: None,
     })
 }
 

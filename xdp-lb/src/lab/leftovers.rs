@@ -70,9 +70,24 @@ impl Claim {
 /// Ends the processes in the namespaces of `prefix` and removes the namespaces' names; the kernel
 /// removes each namespace with its devices when its last user is gone.
 pub(super) fn remove(prefix: &str) -> Result<(), LabError> {
-    let names = names(prefix).map_err(LabError::system(format!("list {NAMES}")))?;
-    end_processes(&names);
-    for path in &names {
+    loop {
+        let names = names(prefix).map_err(LabError::system(format!("list {NAMES}")))?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        // A process of the lab may have made one more before it ended.
+        remove_all(&names)?;
+    }
+}
+
+/// Ends the processes in one namespace, and removes its name.
+pub(super) fn remove_one(name: &str) -> Result<(), LabError> {
+    remove_all(&[PathBuf::from(NAMES).join(name)])
+}
+
+fn remove_all(names: &[PathBuf]) -> Result<(), LabError> {
+    end_processes(names);
+    for path in names {
         let failed = || format!("remove the namespace {}", path.display());
         match umount2(path, MntFlags::MNT_DETACH) {
             // Not mounted: its maker was killed between creating the name and the namespace.

@@ -31,7 +31,8 @@ pub struct Lab {
     known: Known,
     nodes: BTreeMap<String, Namespace>,
     keep: bool,
-    _claim: Claim,
+    /// None where another process has built it
+    claim: Option<Claim>,
 }
 
 impl Lab {
@@ -54,8 +55,29 @@ impl Lab {
             known: Known::default(),
             nodes: BTreeMap::new(),
             keep: false,
-            _claim: claim,
+            claim: Some(claim),
         })
+    }
+
+    /// Joins the lab that another process has built, to add to it and to remove what was added: it
+    /// is the other one that removes it as a whole. `items` are those nodes of it that are used here.
+    pub fn join(prefix: &str, items: impl AsRef<[Item]>) -> Result<Self, LabError> {
+        leftovers::check_prefix(prefix)?;
+        let mut known = Known::default();
+        let name = |node: &str| format!("{prefix}{SEPARATOR}{node}");
+        script(&mut known, items.as_ref(), name)?;
+        let open = |node: &String| Ok((node.clone(), Namespace::open(name(node))?));
+        let nodes = known.roles.keys().map(open).collect::<Result<_, LabError>>()?;
+        Ok(Self { prefix: prefix.to_owned(), known, nodes, keep: false, claim: None })
+    }
+
+    /// Removes a node: ends its processes, and takes its namespace away. The devices of others that
+    /// go with it, by node and name, may be made anew then.
+    pub fn remove(&mut self, node: &str, devices: &[(&str, &str)]) -> Result<(), LabError> {
+        let space =
+            self.nodes.remove(node).ok_or_else(|| LabError::UnknownNode(node.to_owned()))?;
+        self.known.forget(node, devices);
+        leftovers::remove_one(space.name())
     }
 
     /// Adds to a lab that is up: nodes, links, routes. A topology that is refused as a whole
@@ -81,20 +103,25 @@ impl Lab {
             .into_iter()
             .map(|(node, inside)| Ok((self.ns(&node)?, inside)))
             .collect::<Result<Vec<_>, LabError>>()?;
-        thread::scope(|scope| {
-            let workers: Vec<_> = work
-                .into_iter()
-                .map(|(space, inside)| scope.spawn(move || furnish(space, inside)))
-                .collect();
-            workers.into_iter().try_for_each(|worker| {
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-        })
+        // A veth device that is up learns of its peer's GRO only where that is up, too: all have it
+        // before the first one is.
+        side_by_side(&work, |space, inside| set_features(space, &inside.plain))?;
+        side_by_side(&work, furnish)
+    }
+
+    /// What the names of its namespaces begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// The namespace of a node.
     pub fn ns(&self, node: &str) -> Result<&Namespace, LabError> {
         self.nodes.get(node).ok_or_else(|| LabError::UnknownNode(node.to_owned()))
+    }
+
+    /// The namespace of a node that another process has added.
+    pub fn joined(&self, node: &str) -> Result<Namespace, LabError> {
+        Namespace::open(format!("{}{SEPARATOR}{node}", self.prefix))
     }
 
     /// The nodes' names and namespaces, by name.
@@ -122,7 +149,9 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if self.keep {
+        if self.claim.is_none() {
+            // Another process removes it.
+        } else if self.keep {
             signals::disarm(&self.prefix);
         } else {
             // Nobody can be told from here; the next run with this prefix tries again.
@@ -152,13 +181,30 @@ fn raise_open_files() {
     }
 }
 
-fn furnish(space: &Namespace, inside: NodeScript) -> Result<(), LabError> {
-    for device in &inside.plain {
-        space.tool("ethtool", &format!("-K {device} {FEATURES}"))?;
-    }
+/// Does this for all nodes at the same time.
+fn side_by_side(
+    nodes: &[(&Namespace, NodeScript)],
+    work: impl Fn(&Namespace, &NodeScript) -> Result<(), LabError> + Copy + Send,
+) -> Result<(), LabError> {
+    thread::scope(|scope| {
+        let workers: Vec<_> =
+            nodes.iter().map(|(space, inside)| scope.spawn(move || work(space, inside))).collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+fn set_features(space: &Namespace, devices: &[String]) -> Result<(), LabError> {
+    devices
+        .iter()
+        .try_for_each(|device| space.tool("ethtool", &format!("-K {device} {FEATURES}")).map(drop))
+}
+
+fn furnish(space: &Namespace, inside: &NodeScript) -> Result<(), LabError> {
     // With room for one byte GRO merges nothing, and captures show each frame as it came.
     let apart = inside.plain.iter().map(|dev| format!("link set dev {dev} gro_max_size 1"));
-    batch(space.command("ip"), apart.chain(inside.ip))?;
+    batch(space.command("ip"), apart.chain(inside.ip.iter().cloned()))?;
     receive::pass(space, &inside.receive)?;
     set(space, &inside.after)
 }

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Write},
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     thread,
@@ -13,9 +13,13 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     sched::{CloneFlags, setns},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    sys::{
+        prctl::set_pdeathsig,
+        signal::{Signal, kill},
+    },
+    unistd::{Pid, getpid, getppid},
 };
 
 use super::{LabError, receive};
@@ -31,6 +35,8 @@ pub(super) const NAMES: &str = "/run/netns";
 pub struct Namespace {
     name: String,
     handle: Arc<File>,
+    /// `cgroup.procs` of the cgroup that commands join
+    cgroup: Option<Arc<File>>,
 }
 
 impl Namespace {
@@ -38,7 +44,15 @@ impl Namespace {
         let path = PathBuf::from(NAMES).join(&name);
         let handle = File::open(&path)
             .map_err(LabError::system(format!("open the namespace {}", path.display())))?;
-        Ok(Self { name, handle: Arc::new(handle) })
+        Ok(Self { name, handle: Arc::new(handle), cgroup: None })
+    }
+
+    /// The same namespace, whose commands join a cgroup (version 2) by its directory.
+    pub fn in_cgroup(&self, directory: &Path) -> Result<Self, LabError> {
+        let members = File::options().write(true).open(directory.join("cgroup.procs"));
+        let members = members
+            .map_err(LabError::system(format!("join the cgroup {}", directory.display())))?;
+        Ok(Self { cgroup: Some(Arc::new(members)), ..self.clone() })
     }
 
     /// Full name, as `ip netns exec NAME …` takes it.
@@ -70,6 +84,21 @@ impl Namespace {
         command
     }
 
+    /// Like [`Namespace::spawn`], for a process that also ends when the thread that starts it does,
+    /// however that ends.
+    pub fn spawn_bound(&self, mut command: Command) -> Result<Process, LabError> {
+        let parent = getpid();
+        let bind = move || {
+            set_pdeathsig(Signal::SIGKILL)?;
+            // Nobody tells of a parent that was gone before.
+            if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+        };
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are two
+        // system calls.
+        unsafe { command.pre_exec(bind) };
+        self.spawn(command)
+    }
+
     /// Starts `command` inside the namespace. It is killed when the result is dropped.
     pub fn spawn(&self, mut command: Command) -> Result<Process, LabError> {
         self.put_inside(&mut command);
@@ -81,10 +110,16 @@ impl Namespace {
     }
 
     fn put_inside(&self, command: &mut Command) {
-        let handle = Arc::clone(&self.handle);
-        let enter = move || Ok(setns(&*handle, CloneFlags::CLONE_NEWNET)?);
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed; this is one
-        // system call on a descriptor that the command keeps open.
+        let (handle, cgroup) = (Arc::clone(&self.handle), self.cgroup.clone());
+        let enter = move || {
+            if let Some(members) = &cgroup {
+                // Whoever writes it.
+                (&**members).write_all(b"0")?;
+            }
+            Ok(setns(&*handle, CloneFlags::CLONE_NEWNET)?)
+        };
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are two
+        // system calls on descriptors that the command keeps open.
         unsafe { command.pre_exec(enter) };
     }
 
@@ -148,6 +183,13 @@ impl Process {
     /// The child, to reach its pipes.
     pub fn child(&mut self) -> Option<&mut Child> {
         self.child.as_mut()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, number: Signal) {
+        if let Some(child) = &self.child {
+            signal(child, number);
+        }
     }
 
     /// The exit status, once it has ended.

@@ -3,7 +3,8 @@
 use std::{
     io, mem,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
@@ -15,6 +16,8 @@ use nix::{
 const BUFFER: usize = 256 << 20;
 /// How long [`receive`] waits, so that its caller can look whether it is to stop.
 const TURN: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 20_000 };
+/// How long [`send`] waits for room at the other end.
+const ROOM: Duration = Duration::from_secs(5);
 /// Longest frame: 64 KiB of IP and room for tags.
 pub(super) const LONGEST: usize = 65_536 + 64;
 
@@ -31,28 +34,44 @@ pub struct Captured {
 
 /// A socket that hears every frame of `device`, in the thread's namespace.
 pub(super) fn open(device: &str) -> io::Result<OwnedFd> {
-    // Protocol 0 hears nothing until the socket is bound to the device.
+    let socket = unbound()?;
+    setsockopt(&socket, RcvBufForce, &BUFFER)?;
+    option(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, &1_i32)?;
+    option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1_i32)?;
+    option(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &TURN)?;
+    bind(&socket, device, libc::ETH_P_ALL as u16)?;
+    Ok(socket)
+}
+
+/// A socket that hears nothing, to send frames out of `device`.
+pub(super) fn sender(device: &str) -> io::Result<OwnedFd> {
+    let socket = unbound()?;
+    bind(&socket, device, 0)?;
+    Ok(socket)
+}
+
+/// With protocol 0 it hears nothing until it is bound to a device.
+fn unbound() -> io::Result<OwnedFd> {
     // SAFETY: a system call without pointers.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just given this descriptor to us alone.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    setsockopt(&socket, RcvBufForce, &BUFFER)?;
-    option(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, &1_i32)?;
-    option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1_i32)?;
-    option(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &TURN)?;
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn bind(socket: &OwnedFd, device: &str, protocol: u16) -> io::Result<()> {
     let index = if_nametoindex(device)?;
     // SAFETY: all-zero bytes are a valid `sockaddr_ll`.
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = index as i32;
     let length = size_of_val(&address) as u32;
     // SAFETY: the pointer and the length are those of one live `sockaddr_ll`.
     let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
-    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
@@ -130,11 +149,23 @@ fn put_tag_back(bytes: &mut Vec<u8>, aux: &libc::tpacket_auxdata) {
     bytes.splice(12..12, [a, b, c, d]);
 }
 
-/// Sends a whole frame out of the socket's device.
+/// Sends a whole frame out of the socket's device; waits while the other end has no room for it.
+///
+/// A veth device that finds its peer's ring full drops the frame and says so (`ENOBUFS`).
 pub(super) fn send(socket: &OwnedFd, frame: &[u8]) -> io::Result<()> {
-    // SAFETY: the pointer and the length are those of one live slice.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let begun = Instant::now();
+    loop {
+        // SAFETY: the pointer and the length are those of one live slice.
+        let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        if sent >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::ENOBUFS) || begun.elapsed() > ROOM {
+            return Err(error);
+        }
+        thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// How many frames found no room in the socket's buffer.

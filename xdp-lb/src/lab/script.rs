@@ -29,6 +29,8 @@ const EVERY_NODE: &[(&str, &str)] = &[
     ("net.core.somaxconn", "65535"),
     ("net.ipv4.tcp_max_syn_backlog", "65535"),
     ("net.ipv4.tcp_tw_reuse", "1"),
+    // Ports that tests choose: none of them is given to a connection that asks for any.
+    ("net.ipv4.ip_local_reserved_ports", "40000-44999,50000-50099"),
 ];
 
 const ROUTER: &[(&str, &str)] = &[
@@ -50,6 +52,14 @@ pub(super) struct Known {
     pub(super) roles: BTreeMap<String, Role>,
     devices: BTreeSet<(String, String)>,
     links: u16,
+}
+
+impl Known {
+    /// A node is gone, and devices of other nodes with it.
+    pub(super) fn forget(&mut self, node: &str, devices: &[(&str, &str)]) {
+        self.roles.remove(node);
+        self.devices.retain(|(of, name)| of != node && !devices.contains(&(of, name)));
+    }
 }
 
 /// Commands in the order in which they have to run.
@@ -183,7 +193,7 @@ fn add_link(
     ends: &[End; 2],
     namespace: &impl Fn(&str) -> String,
 ) -> Result<(), String> {
-    known.links += 1;
+    known.links = known.links.wrapping_add(1);
     let mut halves = Vec::new();
     for (index, end) in ends.iter().enumerate() {
         claim(known, end)?;

@@ -21,7 +21,7 @@ use nix::{
 
 use super::{
     Answer, LabError, Namespace,
-    answer::checksum,
+    answer::{checksum, wanted_length},
     connection::Connection,
     socket::{datagrams_on, listen_on},
 };
@@ -55,7 +55,8 @@ impl ServerSpec {
         self
     }
 
-    /// Answer each datagram by an [`Answer`] in JSON. Give the service's own address, not the
+    /// Answer each datagram by an [`Answer`] in JSON, behind which [`super::pattern`] follows up to
+    /// the length that a client asks for ([`super::Client::exchange_udp`]). Give the service's own address, not the
     /// unspecified one: answers leave from the address that the socket is bound to.
     pub fn udp(mut self, address: SocketAddr) -> Self {
         self.udp.push(address);
@@ -252,7 +253,8 @@ impl Engine {
                 received: length as u64,
                 checksum: checksum(0, &self.buffer[..length]),
             };
-            if socket.send_to(answer.to_json().as_bytes(), client).is_ok() {
+            let wanted = wanted_length(&self.buffer[..length]);
+            if socket.send_to(&answer.to_datagram(wanted), client).is_ok() {
                 self.served.datagrams.fetch_add(1, Ordering::Relaxed);
             }
         }

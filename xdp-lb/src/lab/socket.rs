@@ -24,6 +24,8 @@ use nix::{
 const BACKLOG: i32 = -1;
 /// Bytes of datagrams that may wait to be read.
 const DATAGRAMS: usize = 16 << 20;
+/// How long an answer may take at least, of a server that may not run at once.
+const LEAST_FOR_ANSWERS: Duration = Duration::from_secs(2);
 
 pub(super) fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = open(address, SockType::Stream)?;
@@ -44,7 +46,8 @@ pub(super) fn datagrams_on(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Connects to `server` from `address` and `port`, as far as they are given.
+/// Connects to `server` from `address` and `port`, as far as they are given. A connection that is there is
+/// given more time: an answer needs a thread of the server's.
 pub(super) fn connect_from(
     address: Option<IpAddr>,
     port: Option<u16>,
@@ -66,21 +69,53 @@ pub(super) fn connect_from(
         result => result?,
     }
     let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(timeout))?;
+    stream.set_read_timeout(Some(timeout.max(LEAST_FOR_ANSWERS)))?;
     Ok(stream)
 }
 
-/// A UDP socket that hears `server` alone.
+/// Begins to connect to `server` from `port`, and does not wait for it.
+pub(super) fn connect_at_once(port: u16, server: SocketAddr) -> io::Result<TcpStream> {
+    let socket = open(server, SockType::Stream)?;
+    setsockopt(&socket, TcpNoDelay, &true)?;
+    setsockopt(&socket, ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(local(None, Some(port), server)))?;
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    match connect(stream.as_raw_fd(), &SockaddrStorage::from(server)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(stream),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A UDP socket that hears `server` alone. Others may use the same port towards other servers.
 pub(super) fn datagrams_to(
     address: Option<IpAddr>,
     port: Option<u16>,
     server: SocketAddr,
     timeout: Duration,
 ) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(local(address, port, server))?;
+    let socket = open(server, SockType::Datagram)?;
+    setsockopt(&socket, ReuseAddr, &true)?;
+    setsockopt(&socket, RcvBufForce, &DATAGRAMS)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(local(address, port, server)))?;
+    let socket = UdpSocket::from(socket);
     socket.connect(server)?;
     socket.set_read_timeout(Some(timeout))?;
     Ok(socket)
+}
+
+/// The MTU of the path to the peer of a connected socket, as far as the kernel knows it.
+pub(super) fn path_mtu(socket: &impl AsRawFd, peer: SocketAddr) -> io::Result<u32> {
+    let (level, name) = match peer {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+    };
+    let mut mtu = 0_i32;
+    let mut length = size_of_val(&mtu) as u32;
+    let (fd, value) = (socket.as_raw_fd(), (&raw mut mtu).cast());
+    // SAFETY: the pointer and the length are those of one live `i32`.
+    let done = unsafe { libc::getsockopt(fd, level, name, value, &raw mut length) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(mtu.unsigned_abs()) }
 }
 
 fn open(address: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {

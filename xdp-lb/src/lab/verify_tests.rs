@@ -9,18 +9,21 @@ const GOOD: &[(&str, &str, usize, Option<&str>)] = &[
     ("UDP over IPv6", frames::UDP6, 1, None),
     ("ping", frames::PING4, 2, None),
     ("ping over IPv6", frames::PING6, 1, None),
-    ("port unreachable", frames::UNREACHABLE4, 2, None),
-    ("port unreachable over IPv6", frames::UNREACHABLE6, 1, None),
+    ("port unreachable", frames::UNREACHABLE4, 4, None),
+    ("port unreachable over IPv6", frames::UNREACHABLE6, 2, None),
     ("neighbour solicitation", frames::SOLICITATION, 1, None),
     ("two tags", frames::TAGGED, 2, None),
     ("IPv4 in IPv4", frames::IPIP, 3, None),
     ("IPv6 in IPv4", frames::SIX_IN_FOUR, 2, None),
     ("IPv4 in IPv6", frames::FOUR_IN_SIX, 2, None),
     ("IPv6 in IPv6", frames::SIX_IN_SIX, 1, None),
+    ("Geneve", frames::GENEVE4, 3, None),
+    ("Geneve over IPv6", frames::GENEVE6, 1, None),
+    ("IPv4 in Geneve over IPv6", frames::GENEVE_FOUR_IN_SIX, 2, None),
     ("extension headers", frames::EXTENDED, 1, None),
     ("IPv4 options", frames::OPTIONS, 2, None),
-    ("fragmentation needed", frames::TOO_BIG4, 2, None),
-    ("packet too big", frames::TOO_BIG6, 1, None),
+    ("fragmentation needed", frames::TOO_BIG4, 3, None),
+    ("packet too big", frames::TOO_BIG6, 2, None),
     ("fragment", frames::FRAGMENT4, 1, Some("a fragment")),
     ("fragment of IPv6", frames::FRAGMENT6, 0, Some("a fragment")),
     ("ARP", frames::ARP, 0, None),
@@ -137,4 +140,66 @@ fn nothing_makes_it_panic() {
             }
         }
     }
+}
+
+/// A quoted packet with a fault, in a message whose own sum is right.
+#[test]
+fn what_an_icmp_error_quotes_is_judged_too() {
+    for (hex, start, at) in [
+        (frames::UNREACHABLE4, 20, 10),
+        (frames::UNREACHABLE4, 20, 26),
+        (frames::TOO_BIG4, 20, 12),
+        (frames::UNREACHABLE6, 40, 46),
+    ] {
+        let mut bad = bytes(hex);
+        let message = 14 + start;
+        bad[message + 8 + at] ^= 0x10;
+        let parsed = layers::frame(&bad).unwrap();
+        let ip = &parsed.headers[0];
+        let pseudo = if start == 20 { 0 } else { pseudo_header(ip, 58) };
+        let mut payload = ip.payload.to_vec();
+        payload[2..4].fill(0);
+        let right = !fold(pseudo + sum(&payload));
+        bad[message + 2..message + 4].copy_from_slice(&right.to_be_bytes());
+        let fault = checksums(&bad).unwrap_err();
+        assert!(matches!(fault, Fault::Quoted(_)), "{fault}");
+    }
+}
+
+#[test]
+fn a_tunnel_needs_no_udp_checksum_but_a_right_length() {
+    use crate::lab::forge::{Datagram, ethernet, tunnel};
+    let inner = Datagram::new(
+        "198.51.100.2:4000".parse().unwrap(),
+        "10.244.2.2:80".parse().unwrap(),
+        b"hello",
+    );
+    let (source, node) = ("[fd00::1]:50000".parse().unwrap(), "fd00::2".parse().unwrap());
+    let packet = tunnel(source, node, "203.0.113.80:80".parse().unwrap(), &inner.packet());
+    let good = ethernet([2; 6], [4; 6], &packet);
+    assert_eq!(checksums(&good), Ok(Checked { right: 2, skipped: None }));
+    let mut wrong_sum = good.clone();
+    wrong_sum[14 + 40 + 7] = 1;
+    assert!(matches!(checksums(&wrong_sum), Err(Fault::Checksum { what: "UDP", .. })));
+    let mut wrong_length = good.clone();
+    wrong_length[14 + 40 + 5] -= 1;
+    assert!(matches!(checksums(&wrong_length), Err(Fault::Length("UDP", _))));
+    let mut wrong_option = good.clone();
+    wrong_option[14 + 40 + 8 + 8 + 3] += 1;
+    assert!(matches!(checksums(&wrong_option), Err(Fault::Malformed(_))));
+    let mut inner_byte = good;
+    *inner_byte.last_mut().unwrap() ^= 1;
+    assert!(matches!(checksums(&inner_byte), Err(Fault::Checksum { what: "UDP", .. })));
+}
+
+#[test]
+fn the_sum_of_sctp_is_that_of_its_rfc() {
+    // The check value of CRC-32C.
+    assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    let mut packet = vec![0; 16];
+    let right = crc32c(&packet);
+    packet[8..12].copy_from_slice(&right.to_le_bytes());
+    assert_eq!(check_sctp(&packet), Ok(()));
+    packet[15] = 1;
+    assert!(matches!(check_sctp(&packet), Err(Fault::Crc { .. })));
 }
