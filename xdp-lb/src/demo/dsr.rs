@@ -8,11 +8,15 @@ use std::{
 };
 
 use super::{
-    DemoError, Options, bypass, keep,
-    network::{self, BALANCER, CLIENT, FAR, LB, SERVICES, Service},
+    DemoError, Options, bypass,
+    network::{
+        self, BALANCER, BALANCER_PORT, CLIENT, Change, FAR, LB, NEAR, PORT, SERVICES, SWITCH,
+        Service,
+    },
     oracle::Oracle,
     report::{Report, Side, Table, number, share},
-    stage::{self, Places, Stage},
+    scenario::{self, Block},
+    stage::{Cast, Stage},
     takeout,
     wire::{self, Captures, Example},
 };
@@ -26,23 +30,15 @@ const FIRST_PORT: u16 = 5_000;
 /// Runs it; says whether every claim was observed.
 pub(super) fn run<W: Write>(report: &mut Report<W>, options: &Options) -> Result<bool, DemoError> {
     let started = Instant::now();
-    let places = Places::new(&options.prefix);
-    places.spare_kept()?;
-    let used = places.used();
-    let lab = stage::claim(&places)?;
-    report.heading(&format!(
-        "xdp-lb {}: real connections through a real balancer, in network namespaces",
-        env!("CARGO_PKG_VERSION")
-    ))?;
-    report.section("Network")?;
-    if used {
-        report.text("(Removed first: what an earlier demo left.)")?;
-    }
-    if stage::mount_bpf()? {
-        report.text("(Mounted, and it stays: a BPF file system on /sys/fs/bpf.)")?;
-    }
+    let title = "real connections through a real balancer, in network namespaces";
+    let (lab, places) = scenario::begin(report, options, title)?;
     picture(report)?;
-    let mut stage = Stage::set(lab, places)?;
+    let cast = Cast {
+        balancer: network::balancer(Change::None),
+        unwrapping: FAR.to_vec(),
+        servers: network::servers(),
+    };
+    let mut stage = Stage::set(lab, places, &cast)?;
     let ready = started.elapsed();
 
     running(report, &stage, ready.as_secs_f64())?;
@@ -64,12 +60,7 @@ pub(super) fn run<W: Write>(report: &mut Report<W>, options: &Options) -> Result
         takeout::report(report, &mut stage)?;
     }
     stage.watch()?;
-    if options.keep {
-        keep::report(report, &stage, &options.prefix)?;
-        stage.keep()?;
-    } else {
-        drop(stage);
-    }
+    scenario::end(report, stage, options, |stage| commands(stage, &options.prefix))?;
     Ok(report.verdict(started.elapsed())?)
 }
 
@@ -180,7 +171,7 @@ fn spread<W: Write>(
     let total = usize::from(CONNECTIONS);
     for (host, weight) in service.hosts.iter().zip(service.weights) {
         let address = service.address(host);
-        let name = SocketAddr::new(address, network::PORT).to_string();
+        let name = SocketAddr::new(address, PORT).to_string();
         let shares = frontend.map(|one| one.backends.as_slice()).unwrap_or_default();
         let slots = shares.iter().find(|one| one.backend == name).map_or(0, |one| one.slots);
         let maglev = share(slots, frontend.map_or(0, |one| one.table_size));
@@ -270,4 +261,40 @@ impl Tally {
         self.as_named += usize::from(named == Some(service.address(&host)));
         Some(host)
     }
+}
+
+/// What to do in a lab that stays up.
+fn commands(stage: &Stage, prefix: &str) -> Result<Vec<Block>, DemoError> {
+    let [web, api, api6] = SERVICES.map(|service| service.frontends());
+    let [b1, ..] = NEAR;
+    let [t1, ..] = FAR;
+    let inside = |node: &str| format!("ip netns exec {prefix}-{node}");
+    let curl = |[v4, v6]: [SocketAddr; 2]| {
+        let inside = inside("client");
+        format!("{inside} curl -s 'http://{}/' 'http://[{}]/'", v4.ip(), v6.ip())
+    };
+    let router = inside("router");
+    let (near, far) = (network::near_device(), network::far_device());
+    let tunnels = "'ip proto 4 or ip proto 41 or ip6 proto 4 or ip6 proto 41'";
+    Ok(vec![
+        ("Ask each service", vec![curl(web), curl(api), curl(api6)]),
+        (
+            "Watch the router, and the balancer's wire: at the switch, since what XDP sends back \
+             passes no capture on its own device",
+            vec![
+                format!("{router} tcpdump -nei {near} tcp"),
+                format!("{} tcpdump -nei {BALANCER_PORT}", inside(SWITCH)),
+            ],
+        ),
+        (
+            "Watch backends: packets in tunnels on the router, unwrapped on t1",
+            vec![
+                format!("{} tcpdump -ni eth0 port {PORT}", inside(b1.node)),
+                format!("{router} tcpdump -ni {far} {tunnels}"),
+                format!("{} tcpdump -ni eth0 port {PORT}", inside(t1.node)),
+            ],
+        ),
+        scenario::counters(stage, BALANCER)?,
+        scenario::changes(stage, BALANCER),
+    ])
 }

@@ -6,10 +6,13 @@
 
 mod bypass;
 mod dsr;
-mod keep;
+mod handover;
+mod kubernetes;
 mod network;
 mod oracle;
+mod pods;
 mod report;
+mod scenario;
 mod stage;
 mod takeout;
 mod wire;
@@ -26,7 +29,7 @@ use clap::ValueEnum;
 use nix::unistd::geteuid;
 
 use crate::{
-    lab::{ClientError, LabError, ServerSpec},
+    lab::{ClientError, LabError, ServerSpec, kubernetes::NoAssets},
     maps::TableError,
     pins::PinError,
     stats::StatsError,
@@ -43,6 +46,26 @@ pub enum Scenario {
     /// Maglev and direct server return: modes l2 and ipip over IPv4 and IPv6, a backend taken out
     #[default]
     Dsr,
+    /// Kubernetes-like nodes: pods behind a NodePort and a LoadBalancer address, modes geneve, local,
+    /// snat and hybrid
+    Pods,
+    /// A real Kubernetes control plane and an example shop, reached from outside while it changes
+    Kubernetes,
+    /// Backends come, go, drain and weigh more or less, and connections stay with theirs
+    Handover,
+}
+
+/// How long and how hard the scenario `handover` is.
+#[derive(Clone, Copy, Debug)]
+pub struct Handover {
+    /// Connections at a time
+    pub connections: usize,
+    /// Changes of the configuration
+    pub changes: usize,
+    /// Time in which these are made
+    pub time: Duration,
+    /// Whether the configuration has a handover at all
+    pub enabled: bool,
 }
 
 /// What the command line says.
@@ -54,6 +77,8 @@ pub struct Options {
     pub keep: bool,
     /// Begins the names of all namespaces, pins and files: 1 to 20 lower-case letters and digits
     pub prefix: String,
+    /// For the scenario of that name
+    pub handover: Handover,
 }
 
 /// Why a demo could not be carried out; claims that were not observed are no error, but in the
@@ -71,6 +96,9 @@ pub enum DemoError {
         /// Debian's package
         package: &'static str,
     },
+    /// There is no control plane.
+    #[error(transparent)]
+    NoAssets(#[from] NoAssets),
     /// Another demo runs.
     #[error("another demo is running: wait until it has ended, or stop it with Ctrl-C")]
     Running,
@@ -89,6 +117,17 @@ pub enum DemoError {
     /// The client got no answer where the demo cannot go on without.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The configuration that the demo writes is wrong: a mistake in this program.
+    #[error("the demo's own configuration is refused: {0}")]
+    Configuration(String),
+    /// A daemon is gone.
+    #[error("cannot have the daemon of {node} look at its file: {source}")]
+    Reload {
+        /// Its node
+        node: String,
+        /// The system's answer
+        source: io::Error,
+    },
     /// Counters cannot be read.
     #[error("cannot read the balancer's counters: {0}")]
     Stats(#[from] StatsError),
@@ -144,6 +183,9 @@ pub fn run(options: &Options) -> Result<bool, DemoError> {
     let mut report = Report::on_stdout();
     match options.scenario {
         Scenario::Dsr => dsr::run(&mut report, options),
+        Scenario::Pods => pods::run(&mut report, options),
+        Scenario::Kubernetes => kubernetes::run(&mut report, options),
+        Scenario::Handover => handover::run(&mut report, options),
     }
 }
 
@@ -160,13 +202,16 @@ pub fn clean(prefix: &str) -> Result<bool, DemoError> {
     Ok(used)
 }
 
-/// Serves HTTP as a backend of the demo until it is killed.
+/// Serves HTTP as a backend of the demo until it is killed, and answers datagrams if `udp`.
 ///
 /// # Errors
 ///
 /// Where it cannot listen.
-pub fn serve(name: &str, addresses: &[SocketAddr]) -> Result<(), DemoError> {
-    let spec = addresses.iter().fold(ServerSpec::named(name), |spec, one| spec.http(*one));
+pub fn serve(name: &str, addresses: &[SocketAddr], udp: bool) -> Result<(), DemoError> {
+    let spec = addresses.iter().fold(ServerSpec::named(name), |spec, one| {
+        let spec = spec.http(*one);
+        if udp { spec.udp(*one) } else { spec }
+    });
     match spec.serve()? {}
 }
 

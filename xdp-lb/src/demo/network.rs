@@ -88,6 +88,16 @@ impl Segment {
     }
 }
 
+/// A host beside the balancer.
+pub(super) const fn beside(node: &'static str, number: u8) -> Host {
+    Host::new(node, Segment::A, number)
+}
+
+/// A host behind the router.
+pub(super) const fn behind(node: &'static str, number: u8) -> Host {
+    Host::new(node, Segment::B, number)
+}
+
 /// The balancer.
 pub(super) const LB: Host = Host::new(BALANCER, Segment::A, 10);
 /// Backends beside the balancer.
@@ -135,10 +145,7 @@ pub(super) const SERVICES: [Service; 3] = [
 impl Service {
     /// Its frontends over IPv4 and IPv6.
     pub(super) fn frontends(&self) -> [SocketAddr; 2] {
-        let digits = u16::from_str_radix(&self.number.to_string(), 16).unwrap_or_default();
-        let v4 = Ipv4Addr::new(203, 0, 113, self.number);
-        let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, digits);
-        [SocketAddr::new(v4.into(), PORT), SocketAddr::new(v6.into(), PORT)]
+        frontends(self.number)
     }
 
     /// The address by which the configuration names a backend.
@@ -156,6 +163,14 @@ impl Service {
             _ => "destination MAC address replaced",
         }
     }
+}
+
+/// The frontends over IPv4 and IPv6 whose addresses end with these digits.
+pub(super) fn frontends(number: u8) -> [SocketAddr; 2] {
+    let digits = u16::from_str_radix(&number.to_string(), 16).unwrap_or_default();
+    let v4 = Ipv4Addr::new(203, 0, 113, number);
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, digits);
+    [SocketAddr::new(v4.into(), PORT), SocketAddr::new(v6.into(), PORT)]
 }
 
 /// The name of the node that a MAC address belongs to.
@@ -179,8 +194,9 @@ pub(super) fn near_device() -> &'static str {
     Segment::A.device()
 }
 
-/// The lab's items.
-pub(super) fn topology() -> Vec<Item> {
+/// A lab's items: the client, the router, the balancer and these hosts, each with the services'
+/// addresses that it serves.
+pub(super) fn topology(hosts: &[(Host, Vec<IpAddr>)]) -> Vec<Item> {
     let [client4, client6] = CLIENT;
     let mut items = vec![
         host("client"),
@@ -205,7 +221,7 @@ pub(super) fn topology() -> Vec<Item> {
             end(segment.switch(), "router"),
         ));
     }
-    for one in [LB].iter().chain(&NEAR).chain(&FAR) {
+    for one in [LB].iter().chain(hosts.iter().map(|(host, _)| host)) {
         items.push(host(one.node));
         let port = end(one.segment.switch(), one.node);
         items.push(link(at(end(one.node, "eth0"), one), port));
@@ -213,16 +229,21 @@ pub(super) fn topology() -> Vec<Item> {
         items.push(route(one.node, "0.0.0.0/0", &router.v4().to_string()));
         items.push(route(one.node, "::/0", &router.v6().to_string()));
     }
-    for service in &SERVICES {
-        for (one, frontend) in
-            service.hosts.iter().flat_map(|one| service.frontends().map(|frontend| (one, frontend)))
-        {
-            items.push(vip(one.node, &frontend.ip().to_string()));
-        }
+    for (one, addresses) in hosts {
+        items.extend(addresses.iter().map(|address| vip(one.node, &address.to_string())));
     }
     items.push(route("router", "203.0.113.0/24", &LB.v4().to_string()));
     items.push(route("router", "2001:db8:f::/64", &LB.v6().to_string()));
     items
+}
+
+/// The hosts of [`SERVICES`], each with the frontends that it serves.
+pub(super) fn servers() -> Vec<(Host, Vec<SocketAddr>)> {
+    let of = |host: Host| {
+        let services = SERVICES.iter().filter(|service| service.hosts.contains(&host));
+        (host, services.flat_map(|service| service.frontends()).collect())
+    };
+    NEAR.into_iter().chain(FAR).map(of).collect()
 }
 
 fn at(end: crate::lab::End, host: &Host) -> crate::lab::End {
@@ -263,9 +284,14 @@ const COMMON: &str = "\
 hashKey: \"6d61676c65762064656d6f206b657921\"
 devices:
   - {name: eth0, xdp: native}
-# Small tables: the demo runs four instances on one machine.
-limits: {frontends: 64, backends: 64, slots: 65536, flows: 16384}
+# Small tables: the demo runs several instances on one machine.
+limits: {frontends: 64, backends: 64, slots: 65536, flows: 65536}
 ";
+
+/// The head of every configuration.
+pub(super) fn head() -> String {
+    format!("{HEAD}{COMMON}")
+}
 
 /// What becomes of a backend of the first service.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -280,7 +306,7 @@ pub(super) enum Change {
 
 /// The balancer's configuration.
 pub(super) fn balancer(change: Change) -> String {
-    let mut text = format!("{HEAD}{COMMON}services:\n");
+    let mut text = format!("{}services:\n", head());
     for service in &SERVICES {
         let _ = writeln!(text, "  - name: {}\n    mode: {}", service.name, service.mode);
         text.push_str("    frontends:\n");
@@ -306,11 +332,11 @@ pub(super) fn balancer(change: Change) -> String {
 /// The configuration of a host behind the router: unwrap what the balancer sends.
 pub(super) fn terminator() -> String {
     let (v4, v6) = (LB.v4(), LB.v6());
-    format!("{HEAD}{COMMON}terminate:\n  peers: [{v4}/32, \"{v6}/128\"]\n")
+    format!("{}terminate:\n  peers: [{v4}/32, \"{v6}/128\"]\n", head())
 }
 
 /// An address as YAML wants it.
-fn quoted(address: IpAddr) -> String {
+pub(super) fn quoted(address: IpAddr) -> String {
     if address.is_ipv6() { format!("\"{address}\"") } else { address.to_string() }
 }
 

@@ -118,6 +118,12 @@ impl<W: Write> Report<W> {
         !self.failed.is_empty()
     }
 
+    /// A line behind the verdict, as it is.
+    pub(super) fn last(&mut self, line: &str) -> io::Result<()> {
+        writeln!(self.out, "{line}")?;
+        self.out.flush()
+    }
+
     /// The last line, and whether every claim was observed.
     pub(super) fn verdict(&mut self, took: Duration) -> io::Result<bool> {
         let failed = mem::take(&mut self.failed);

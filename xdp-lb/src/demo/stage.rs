@@ -12,24 +12,34 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
+    sys::{
+        signal::{Signal, kill},
+        statfs::{BPF_FS_MAGIC, statfs},
+    },
+    unistd::Pid,
 };
 
 use super::{
     DemoError,
-    network::{self, BALANCER, Change, FAR, Host, LB, SERVICES},
+    network::{self, BALANCER, Host},
 };
 use crate::{
-    lab::{Client, Lab, LabError, Outcome, Process},
+    lab::{
+        Client, Item, Lab, LabError, Namespace, Outcome, Process, has_cgroups, make_cgroups,
+        remove_cgroups,
+    },
     pins::Pins,
     stats::{self, Stats, StatsError},
 };
 
 /// Where BPF file systems are by custom.
 const BPF: &str = "/sys/fs/bpf";
-/// How long anything may take to come about that is a matter of moments.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long anything may take to come about that is a matter of moments, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the programs of all daemons may take to be verified, on a busy machine too.
+const STARTING: Duration = Duration::from_secs(60);
 /// How long nothing is counted any more once traffic has ended.
 const STILL: Duration = Duration::from_millis(100);
 /// How long the client waits for each step of a connection.
@@ -63,6 +73,11 @@ impl Places {
         self.directory().join(format!("{node}.log"))
     }
 
+    /// Where a node's daemon serves its API.
+    pub(super) fn socket(&self, node: &str) -> PathBuf {
+        self.config(node).with_extension("sock")
+    }
+
     pub(super) fn pins(&self, node: &str) -> PathBuf {
         Path::new(BPF).join(format!("{}-{node}", self.prefix))
     }
@@ -79,7 +94,7 @@ impl Places {
 
     /// Whether an earlier demo has left something.
     pub(super) fn used(&self) -> bool {
-        self.directory().exists() || !self.pinned().is_empty()
+        self.directory().exists() || !self.pinned().is_empty() || has_cgroups(&self.prefix)
     }
 
     fn pinned(&self) -> Vec<PathBuf> {
@@ -94,6 +109,7 @@ impl Places {
         for directory in self.pinned() {
             Pins::new(directory).clear()?;
         }
+        remove_cgroups(&self.prefix).map_err(LabError::system("remove the nodes' cgroups"))?;
         match fs::remove_dir_all(self.directory()) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(DemoError::File { what: "remove", path: self.directory(), source })
@@ -131,6 +147,8 @@ pub(super) fn mount_bpf() -> Result<bool, DemoError> {
 pub(super) struct Stage {
     pub(super) lab: Lab,
     pub(super) places: Places,
+    /// The directory of the nodes' cgroups, where each daemon has its own
+    cgroups: Option<PathBuf>,
     running: Vec<Running>,
 }
 
@@ -141,30 +159,88 @@ struct Running {
     process: Process,
 }
 
+/// Who is in a lab beside client, router and balancer, and what each of them does.
+#[derive(Clone, Debug)]
+pub(super) struct Cast {
+    /// The balancer's configuration
+    pub(super) balancer: String,
+    /// Hosts that unwrap what the balancer sends to them
+    pub(super) unwrapping: Vec<Host>,
+    /// Hosts that serve HTTP, and where
+    pub(super) servers: Vec<(Host, Vec<SocketAddr>)>,
+}
+
 impl Stage {
     /// Builds the network and starts everything in it; all of it is ready on return.
-    pub(super) fn set(mut lab: Lab, places: Places) -> Result<Self, DemoError> {
-        lab.add(network::topology())?;
-        let mut stage = Self { lab, places, running: Vec::new() };
+    pub(super) fn set(mut lab: Lab, places: Places, cast: &Cast) -> Result<Self, DemoError> {
+        let addresses = |sockets: &[SocketAddr]| sockets.iter().map(SocketAddr::ip).collect();
+        let hosts = cast.servers.iter().map(|(host, sockets)| (*host, addresses(sockets)));
+        lab.add(network::topology(&hosts.collect::<Vec<_>>()))?;
+        let mut stage = Self { lab, places, cgroups: None, running: Vec::new() };
         let directory = stage.places.directory();
         fs::create_dir_all(&directory).map_err(|source| DemoError::File {
             what: "create",
             path: directory,
             source,
         })?;
-        stage.configure(BALANCER, &network::balancer(Change::None))?;
+        stage.configure(BALANCER, &cast.balancer)?;
         stage.start_daemon(BALANCER)?;
-        for host in &FAR {
+        for host in &cast.unwrapping {
             stage.configure(host.node, &network::terminator())?;
             stage.start_daemon(host.node)?;
         }
-        for service in &SERVICES {
-            for host in &service.hosts {
-                stage.start_server(host)?;
-            }
+        for (host, sockets) in &cast.servers {
+            stage.start_server(host, sockets)?;
         }
-        stage.wait_until_ready()?;
+        stage.wait_until_ready(cast)?;
         Ok(stage)
+    }
+
+    /// Builds a network in which nothing runs yet.
+    pub(super) fn build(mut lab: Lab, places: Places, items: &[Item]) -> Result<Self, DemoError> {
+        lab.add(items)?;
+        let directory = places.directory();
+        fs::create_dir_all(&directory).map_err(|source| DemoError::File {
+            what: "create",
+            path: directory,
+            source,
+        })?;
+        Ok(Self { lab, places, cgroups: None, running: Vec::new() })
+    }
+
+    /// Gives each of these nodes a cgroup of its own, in a directory that is returned: what starts in
+    /// them from now on is in it.
+    pub(super) fn make_cgroups(&mut self, nodes: &[&str]) -> Result<PathBuf, LabError> {
+        let directory = make_cgroups(self.lab.prefix(), nodes)?;
+        self.cgroups = Some(directory.clone());
+        Ok(directory)
+    }
+
+    /// That directory, where the nodes have cgroups.
+    pub(super) fn cgroups(&self) -> Option<&Path> {
+        self.cgroups.as_deref()
+    }
+
+    /// Takes them away again, before anything is in them.
+    pub(super) fn forget_cgroups(&mut self) -> Result<(), LabError> {
+        self.cgroups = None;
+        remove_cgroups(self.lab.prefix()).map_err(LabError::system("remove the nodes' cgroups"))
+    }
+
+    /// A node's namespace, or that of one of its pods, whose commands join the node's cgroup.
+    pub(super) fn space(&self, node: &str, space: &Namespace) -> Result<Namespace, LabError> {
+        match &self.cgroups {
+            Some(cgroups) if cgroups.join(node).exists() => space.in_cgroup(&cgroups.join(node)),
+            Some(_) | None => Ok(space.clone()),
+        }
+    }
+
+    /// Starts a server for HTTP and datagrams in a pod.
+    pub(super) fn start_pod(&mut self, pod: &str, at: &[SocketAddr]) -> Result<(), DemoError> {
+        let mut command = this_program()?;
+        command.args(["demo-server", "--udp", "--name", pod]);
+        command.args(at.iter().map(ToString::to_string));
+        self.start(pod, &format!("the server of {pod}"), self.places.log(pod), command)
     }
 
     /// Writes a node's configuration, as an editor does: the new file replaces the old one.
@@ -175,31 +251,29 @@ impl Stage {
         written.map_err(|source| DemoError::File { what: "write", path, source })
     }
 
-    fn start_daemon(&mut self, node: &str) -> Result<(), DemoError> {
+    pub(super) fn start_daemon(&mut self, node: &str) -> Result<(), DemoError> {
         let mut command = this_program()?;
         command
             .args(["run", "--detach-on-exit", "--config"])
             .arg(self.places.config(node))
             .arg("--pin-dir")
             .arg(self.places.pins(node))
+            .arg("--state-dir")
+            .arg(self.places.config(node).with_extension("state"))
+            .arg("--socket")
+            .arg(self.places.socket(node))
             // These are for the process that started the demo.
             .env_remove("NOTIFY_SOCKET")
             .env("XDP_LB_LOG", "info");
-        self.start(node, &format!("the daemon of {node}"), self.places.log(node), command)
+        self.start(node, &daemon_of(node), self.places.log(node), command)
     }
 
-    fn start_server(&mut self, host: &Host) -> Result<(), DemoError> {
-        let name = format!("the HTTP server of {}", host.node);
-        if self.running.iter().any(|one| one.name == name) {
-            return Ok(());
-        }
+    fn start_server(&mut self, host: &Host, sockets: &[SocketAddr]) -> Result<(), DemoError> {
         let mut command = this_program()?;
         command.args(["demo-server", "--name", host.node]);
-        for service in SERVICES.iter().filter(|service| service.hosts.contains(host)) {
-            command.args(service.frontends().map(|frontend| frontend.to_string()));
-        }
+        command.args(sockets.iter().map(ToString::to_string));
         let log = self.places.log(&format!("{}-http", host.node));
-        self.start(host.node, &name, log, command)
+        self.start(host.node, &format!("the HTTP server of {}", host.node), log, command)
     }
 
     fn start(
@@ -216,30 +290,41 @@ impl Stage {
         })?;
         // In a process group of its own, Ctrl-C reaches the demo alone, which then ends the rest.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
-        let process = self.lab.ns(node)?.spawn(command)?;
+        let process = self.space(node, self.lab.ns(node)?)?.spawn(command)?;
         self.running.push(Running { name: name.to_owned(), log, process });
         Ok(())
     }
 
-    fn wait_until_ready(&mut self) -> Result<(), DemoError> {
-        for host in [LB].iter().chain(&FAR) {
-            let what = format!("the daemon of {} to attach", host.node);
-            self.wait_for(&what, |stage| {
-                let stats = stage.stats(host.node).ok()?;
-                (!stats.devices.is_empty()).then_some(())
-            })?;
+    fn wait_until_ready(&mut self, cast: &Cast) -> Result<(), DemoError> {
+        for node in [BALANCER].into_iter().chain(cast.unwrapping.iter().map(|host| host.node)) {
+            self.wait_until_attached(node)?;
         }
-        for service in &SERVICES {
-            for (host, frontend) in
-                service.hosts.iter().flat_map(|host| service.frontends().map(|one| (host, one)))
-            {
+        for (host, sockets) in &cast.servers {
+            for socket in sockets {
                 // From inside its own node: the services are not in use yet.
                 let client = Client::new(self.lab.ns(host.node)?);
-                let what = format!("the HTTP server of {} on {frontend}", host.node);
-                self.wait_for(&what, |_| client.ask(frontend, None).ok())?;
+                let what = format!("the HTTP server of {} on {socket}", host.node);
+                self.wait_for(&what, |_| client.ask(*socket, None).ok())?;
             }
         }
         Ok(())
+    }
+
+    /// Waits until the daemon of a node has attached its programs.
+    pub(super) fn wait_until_attached(&mut self, node: &str) -> Result<(), DemoError> {
+        self.wait(STARTING, &format!("the daemon of {node} to attach"), |stage| {
+            let stats = stage.stats(node).ok()?;
+            (!stats.devices.is_empty()).then_some(())
+        })
+    }
+
+    /// Has a node's daemon look at its file at once.
+    pub(super) fn reload(&self, node: &str) -> Result<(), DemoError> {
+        let name = daemon_of(node);
+        let one = self.running.iter().find(|one| one.name == name);
+        let id = one.and_then(|one| one.process.id()).and_then(|id| i32::try_from(id).ok());
+        let sent = id.map_or(Err(Errno::ESRCH), |id| kill(Pid::from_raw(id), Signal::SIGHUP));
+        sent.map_err(|errno| DemoError::Reload { node: node.to_owned(), source: errno.into() })
     }
 
     /// Waits for something that a moment brings about, and watches the processes meanwhile.
@@ -248,14 +333,23 @@ impl Stage {
         what: &str,
         ready: impl Fn(&Self) -> Option<T>,
     ) -> Result<T, DemoError> {
-        let end = Instant::now() + PATIENCE;
+        self.wait(PATIENCE, what, ready)
+    }
+
+    fn wait<T>(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        ready: impl Fn(&Self) -> Option<T>,
+    ) -> Result<T, DemoError> {
+        let end = Instant::now() + limit;
         loop {
             if let Some(value) = ready(self) {
                 return Ok(value);
             }
             self.watch()?;
             if Instant::now() >= end {
-                return Err(DemoError::Late { what: what.to_owned(), limit: PATIENCE });
+                return Err(DemoError::Late { what: what.to_owned(), limit });
             }
             thread::sleep(TURN);
         }
@@ -327,7 +421,11 @@ impl Stage {
     }
 }
 
+fn daemon_of(node: &str) -> String {
+    format!("the daemon of {node}")
+}
+
 /// A command that runs this program again.
-fn this_program() -> Result<Command, DemoError> {
+pub(super) fn this_program() -> Result<Command, DemoError> {
     Ok(Command::new(env::current_exe().map_err(DemoError::Program)?))
 }
