@@ -1,4 +1,4 @@
-//! Builds the eBPF object into `OUT_DIR/xdp-lb.o`, from where the crate includes it.
+//! Builds the eBPF objects into `OUT_DIR`, from where the crate includes them.
 //!
 //! eBPF is a target without a prebuilt `core`, so this needs a toolchain with the standard
 //! library's source and a bpf-linker; [`toolchain`] finds them.
@@ -17,6 +17,15 @@ use std::{
 use toolchain::{Missing, Tools};
 
 const PACKAGE: &str = "xdp-lb-ebpf";
+
+/// The objects: the package's binaries, what each is called here, and the features that it is built
+/// with.
+const OBJECTS: [(&str, &str, &str); 4] = [
+    (PACKAGE, "xdp-lb.o", ""),
+    (PACKAGE, "trace.o", "trace"),
+    (PACKAGE, "monitor.o", "monitor"),
+    ("xdp-lb-bench-ebpf", "bench.o", ""),
+];
 
 /// What the object is made of, besides what cargo itself watches; relative to the workspace.
 const SOURCES: [&str; 6] =
@@ -75,11 +84,13 @@ fn build() -> Result<(), Error> {
 
     let target = target()?;
     let target_dir = out.join("ebpf-target");
-    compile(&tools, &workspace, &target_dir, &target)?;
-
-    let from = target_dir.join(&target).join("release").join(PACKAGE);
-    let to = out.join("xdp-lb.o");
-    fs::copy(&from, &to).map(drop).map_err(|source| Error::Copy { from, to, source })
+    let built = target_dir.join(&target).join("release");
+    for (binary, object, features) in OBJECTS {
+        compile(&tools, &workspace, &target_dir, (&target, binary, features))?;
+        let (from, to) = (built.join(binary), out.join(object));
+        fs::copy(&from, &to).map_err(|source| Error::Copy { from, to, source })?;
+    }
+    Ok(())
 }
 
 /// The eBPF target with the byte order of the machine that will run it.
@@ -91,7 +102,12 @@ fn target() -> Result<String, Error> {
     }
 }
 
-fn compile(tools: &Tools, workspace: &Path, target_dir: &Path, target: &str) -> Result<(), Error> {
+fn compile(
+    tools: &Tools,
+    workspace: &Path,
+    target_dir: &Path,
+    (target, binary, features): (&str, &str, &str),
+) -> Result<(), Error> {
     let mut cargo = Command::new(&tools.cargo);
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
@@ -108,7 +124,8 @@ fn compile(tools: &Tools, workspace: &Path, target_dir: &Path, target: &str) -> 
         // --quiet: what is left on stderr is what the compiler has to say about the program.
         // --locked: the outer build has resolved; this one must not edit the user's lock file.
         .args(["build", "--quiet", "--locked", "--release", "-Zbuild-std=core"])
-        .args(["--package", PACKAGE, "--bin", PACKAGE, "--target", target])
+        .args(["--package", PACKAGE, "--bin", binary, "--target", target])
+        .args(["--features", features])
         // The outer cargo holds the lock of its own target directory.
         .arg("--target-dir")
         .arg(target_dir);

@@ -1,15 +1,32 @@
 //! The daemon, the command line and the lab of xdp-lb. All I/O of the project is here.
 
+pub mod bench;
 pub mod cli;
+pub mod clock;
 pub mod config;
+mod ctl;
 pub mod daemon;
 pub mod dataplane;
 pub mod demo;
+pub mod doctor;
 pub mod error;
+mod files;
+pub mod health;
+pub mod kube_proxy;
+pub mod kubernetes;
 pub mod lab;
+mod link;
+pub mod maglev_cli;
 pub mod maps;
+pub mod monitor;
 pub mod net;
 pub mod object;
+mod pages;
 pub mod pins;
+pub mod rate;
+mod simulate;
+pub mod state;
 pub mod stats;
 pub mod topology;
+pub mod trace;
+pub mod trace_cli;

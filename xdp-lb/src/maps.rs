@@ -10,7 +10,7 @@ use std::{
 
 use aya::maps::MapError;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use xdp_lb_abi::{Backend, Bucket, FrontendEntry, Service};
+use xdp_lb_abi::{Backend, Bucket, FrontendEntry, FrontendKey, Service};
 use xdp_lb_plan::{Image, Op};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -20,6 +20,9 @@ pub enum TableError {
     /// The object has no such map: the binary and its object do not belong together.
     #[error("the eBPF object has no map {0}")]
     Missing(&'static str),
+    /// The data path that runs has no such map: another build's.
+    #[error("the running data path has no map {0}: it is another build's; restart the daemon")]
+    NotPinned(&'static str),
     /// The kernel refused an operation.
     #[error("cannot {operation} map {map}")]
     Operation {
@@ -135,6 +138,8 @@ impl Drop for Mapped {
 pub struct Arrays {
     /// `FRONTENDS`
     pub frontends: Mapped,
+    /// `PORT_FILTER`: has the ports of all entries of `frontends`, and maybe more
+    pub ports: Mapped,
     /// `SERVICES`
     pub services: Mapped,
     /// `ARENA`
@@ -170,8 +175,25 @@ impl Arrays {
         }
     }
 
-    /// Key first; then the word that holds the service's index, by one store.
+    /// Makes the filter of ports hold exactly these, which are to be those of all frontends.
+    pub fn keep_ports(&self, ports: impl Iterator<Item = u16>) {
+        let mut filter = vec![0_u64; FrontendKey::FILTER_WORDS as usize];
+        for port in ports {
+            let (word, bit) = FrontendKey::filter(port);
+            filter[word as usize] |= bit;
+        }
+        for (word, value) in (0..).zip(filter) {
+            self.ports.write(word, &value);
+        }
+    }
+
+    /// Port first, then the key; then the word that holds the service's index, by one store.
     fn publish(&self, bucket: u32, entry: usize, value: &FrontendEntry) {
+        if let Some(key) = value.key() {
+            let (word, bit) = FrontendKey::filter(key.port());
+            let ports: u64 = self.ports.read(word).unwrap_or_default();
+            self.ports.write(word, &(ports | bit));
+        }
         let per_entry = size_of::<FrontendEntry>() / 8;
         let words = value.as_bytes().chunks_exact(8).enumerate();
         for (word, chunk) in words {
@@ -220,5 +242,70 @@ fn grace_period() {
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result != 0 {
         std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, net::SocketAddr};
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+
+    fn memory<V>(entries: u32) -> Mapped {
+        let file = File::from(memfd_create("maps", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(u64::from(entries) * size_of::<V>() as u64).unwrap();
+        Mapped::new::<V>(file, entries).unwrap()
+    }
+
+    fn arrays() -> Arrays {
+        Arrays {
+            frontends: memory::<Bucket>(4),
+            ports: memory::<u64>(FrontendKey::FILTER_WORDS),
+            services: memory::<Service>(4),
+            arena: memory::<u64>(4),
+            backends: memory::<Backend>(4),
+        }
+    }
+
+    fn publish(arrays: &Arrays, entry: usize, frontend: &str, service: u32) {
+        let at: SocketAddr = frontend.parse().unwrap();
+        let value = FrontendEntry::new(FrontendKey::new(at.ip().into(), at.port(), 6), service);
+        arrays.write(&Op::Publish { bucket: 1, entry, value });
+    }
+
+    fn ports(arrays: &Arrays) -> Vec<u16> {
+        let has = |port: &u16| {
+            let (word, bit) = FrontendKey::filter(*port);
+            let word: u64 = arrays.ports.read(word).unwrap();
+            word & bit != 0
+        };
+        (0..=u16::MAX).filter(has).collect()
+    }
+
+    #[test]
+    fn a_published_frontend_has_its_port_in_the_filter() {
+        let arrays = arrays();
+        publish(&arrays, 0, "192.0.2.1:80", 1);
+        publish(&arrays, 1, "[2001:db8::1]:0", 1);
+        publish(&arrays, 2, "192.0.2.1:65535", 2);
+        publish(&arrays, 3, "192.0.2.2:81", 0);
+        assert_eq!(ports(&arrays), [0, 80, 65535]);
+    }
+
+    #[test]
+    fn ports_stay_in_the_filter_until_no_frontend_has_them() {
+        let arrays = arrays();
+        publish(&arrays, 0, "192.0.2.1:80", 1);
+        publish(&arrays, 1, "192.0.2.2:80", 1);
+        publish(&arrays, 2, "192.0.2.1:443", 1);
+        publish(&arrays, 1, "192.0.2.2:80", 0);
+        publish(&arrays, 2, "192.0.2.1:443", 0);
+        assert_eq!(ports(&arrays), [80, 443]);
+        arrays.keep_ports([80].into_iter());
+        assert_eq!(ports(&arrays), [80]);
+        arrays.keep_ports(std::iter::empty());
+        assert!(ports(&arrays).is_empty());
     }
 }

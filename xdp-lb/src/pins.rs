@@ -1,18 +1,16 @@
 //! Where the data path lives while no daemon runs: a directory in the BPF file system.
 //!
 //! ```text
-//! DIR/v1/maps/NAME                    each map
-//! DIR/v1/links/DEVICE:IFINDEX:MODE    the link of each device that the program is attached to
+//! DIR/v5/maps/NAME                    each map
+//! DIR/v5/stages/ID                    the stages of the program that is attached
+//! DIR/v5/links/DEVICE:IFINDEX:MODE    the link of each device that the program is attached to
+//! DIR/v5/links/DEVICE:IFINDEX:egress  the same for the program on the way out
+//! DIR/v5/links/cgroup:PROGRAM         the link of each program that sockets' calls pass
 //! ```
 //! The version is that of the ABI, so a program never meets maps of another layout.
 
 use std::{
-    ffi::CString,
     fs, io,
-    os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
     path::{Path, PathBuf},
 };
 
@@ -21,6 +19,17 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 use xdp_lb_abi::VERSION;
+
+use crate::{dataplane::egress::remove_filter, link};
+
+/// The directory of stages.
+const STAGES: &str = "stages";
+/// The directory of links, in every version.
+const LINKS: &str = "links";
+/// How the names of the links on a cgroup begin.
+const CGROUP: &str = "cgroup:";
+/// How the names of the links on the way out end.
+const EGRESS: &str = ":egress";
 
 /// The pin directory of one instance.
 #[derive(Clone, Debug)]
@@ -57,8 +66,9 @@ pub enum PinError {
     },
     /// The pins are of another version of the ABI.
     #[error(
-        "{path} holds the data path of another version of xdp-lb ({found}, this one is v{VERSION}): \
-         it goes on as it is; remove it with the version that made it (xdp-lb clean), then start again"
+        "{path} holds the data path of another version of xdp-lb ({found}, this one is v{VERSION}), \
+         which goes on as it is; to replace it, take the traffic away from this host, remove it \
+         (xdp-lb clean --all-versions --pin-dir {path}), then start this one"
     )]
     Version {
         /// The directory
@@ -129,7 +139,45 @@ impl Pins {
 
     /// Where a link is pinned.
     pub fn link(&self, name: &LinkName) -> PathBuf {
-        self.version().join("links").join(name.file())
+        self.version().join(LINKS).join(name.file())
+    }
+
+    /// Where the link of the program on the way out is pinned; without TCX, that program itself.
+    pub fn egress(&self, device: &str, ifindex: u32) -> PathBuf {
+        self.version().join(LINKS).join(format!("{}:{ifindex}{EGRESS}", escape(device)))
+    }
+
+    /// Where the link of a program on a cgroup is pinned.
+    pub fn cgroup(&self, program: &str) -> PathBuf {
+        self.version().join(LINKS).join(format!("{CGROUP}{program}"))
+    }
+
+    /// Whether any program is on a cgroup.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be read.
+    pub fn has_cgroup(&self) -> Result<bool, PinError> {
+        let files = list(&self.version().join(LINKS))?;
+        Ok(files.iter().any(|file| file.starts_with(CGROUP)))
+    }
+
+    /// Where the stages of a program are pinned, by the id of their array.
+    pub fn stages(&self, id: u32) -> PathBuf {
+        self.version().join(STAGES).join(id.to_string())
+    }
+
+    /// Unpins the stages of all programs but one.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be read, or a pin removed.
+    pub fn remove_other_stages(&self, id: u32) -> Result<(), PinError> {
+        let directory = self.version().join(STAGES);
+        for file in list(&directory)?.into_iter().filter(|file| *file != id.to_string()) {
+            self.remove(&directory.join(file))?;
+        }
+        Ok(())
     }
 
     /// The file system's path, to name in messages.
@@ -137,7 +185,19 @@ impl Pins {
         &self.root
     }
 
-    /// Whether an earlier run left a data path.
+    /// Whether there is anything, of whatever version.
+    ///
+    /// # Errors
+    ///
+    /// Where that cannot be told, for want of permission.
+    pub fn is_used(&self) -> Result<bool, PinError> {
+        let path = &self.root;
+        let failed =
+            |source| PinError::Io { operation: "look into", path: path.to_owned(), source };
+        path.try_exists().map_err(failed)
+    }
+
+    /// Whether an earlier run of this version left a data path.
     ///
     /// # Errors
     ///
@@ -151,6 +211,33 @@ impl Pins {
         }
     }
 
+    /// Versions of the ABI that are pinned and are not this one's; none where that cannot be told.
+    pub(crate) fn other_versions(&self) -> Vec<String> {
+        let all = list(&self.root).unwrap_or_default();
+        all.into_iter()
+            .filter(|one| is_version(one) && self.root.join(one) != self.version())
+            .collect()
+    }
+
+    /// Refuses a directory that holds anything but this version's pins.
+    ///
+    /// # Errors
+    ///
+    /// [`PinError::Version`] or [`PinError::NotOurs`], or where it cannot be read.
+    pub fn check(&self) -> Result<(), PinError> {
+        for found in list(&self.root)? {
+            let path = self.root.clone();
+            if self.version() != path.join(&found) {
+                return Err(if is_version(&found) {
+                    PinError::Version { path, found }
+                } else {
+                    PinError::NotOurs { path, found }
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the directories.
     ///
     /// # Errors
@@ -158,19 +245,8 @@ impl Pins {
     /// Where `root` is in no BPF file system, or holds another version's pins.
     pub fn create(&self) -> Result<(), PinError> {
         self.check_file_system()?;
-        for entry in list(&self.root)? {
-            if self.version() == self.root.join(&entry) {
-                continue;
-            }
-            let path = self.root.clone();
-            let version = entry.strip_prefix('v').is_some_and(|rest| rest.parse::<u32>().is_ok());
-            return Err(if version {
-                PinError::Version { path, found: entry }
-            } else {
-                PinError::NotOurs { path, found: entry }
-            });
-        }
-        for path in [self.maps(), self.version().join("links")] {
+        self.check()?;
+        for path in [self.maps(), self.version().join(STAGES), self.version().join(LINKS)] {
             fs::create_dir_all(&path).map_err(|source| PinError::Io {
                 operation: "create",
                 path,
@@ -200,7 +276,12 @@ impl Pins {
         })
     }
 
-    fn check_file_system(&self) -> Result<(), PinError> {
+    /// Refuses a path outside of BPF file systems.
+    ///
+    /// # Errors
+    ///
+    /// [`PinError::NoBpfFs`].
+    pub(crate) fn check_file_system(&self) -> Result<(), PinError> {
         let existing = self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
         match nix::sys::statfs::statfs(existing) {
             Ok(status) if status.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC => Ok(()),
@@ -217,7 +298,7 @@ impl Pins {
     ///
     /// Where the directory cannot be read.
     pub fn links(&self) -> Result<Vec<LinkName>, PinError> {
-        let files = list(&self.version().join("links"))?;
+        let files = list(&self.version().join(LINKS))?;
         Ok(files.iter().filter_map(|file| LinkName::parse(file)).collect())
     }
 
@@ -227,10 +308,14 @@ impl Pins {
     ///
     /// What unlink(2) says.
     pub fn remove(&self, path: &Path) -> Result<(), PinError> {
-        if path.parent() == Some(&self.version().join("links")) {
+        if path.parent().is_some_and(|parent| parent.ends_with(LINKS)) {
             // It fails where the device is gone already, or the kernel older than 5.9; then the link
             // ends with its pin.
-            let _ = detach(path);
+            let _ = link::open(path).and_then(link::detach);
+            let file = path.file_name().map(|file| file.to_string_lossy()).unwrap_or_default();
+            if let Some((device, _)) = file.strip_suffix(EGRESS).and_then(|f| f.rsplit_once(':')) {
+                remove_filter(&unescape(device));
+            }
         }
         match fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -240,50 +325,69 @@ impl Pins {
         }
     }
 
-    /// Unpins everything: links whose last owner was the pin detach with it.
+    /// Unpins everything of this version: links whose last owner was the pin detach with it.
     ///
     /// # Errors
     ///
     /// What the file system says.
     pub fn clear(&self) -> Result<(), PinError> {
-        for directory in ["links", "maps"] {
-            let directory = self.version().join(directory);
-            for file in list(&directory)? {
-                self.remove(&directory.join(file))?;
-            }
+        self.remove_version(&self.version())?;
+        remove_directory(&self.root)
+    }
+
+    /// Unpins everything of every version, and returns what they were attached to.
+    ///
+    /// Versions differ in what they pin, but all keep their links in one directory and name them by
+    /// their devices.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says, or [`PinError::NotOurs`].
+    pub fn clear_all_versions(&self) -> Result<Vec<String>, PinError> {
+        let entries = list(&self.root)?;
+        if let Some(found) = entries.iter().find(|entry| !is_version(entry)) {
+            return Err(PinError::NotOurs { path: self.root.clone(), found: found.clone() });
         }
-        for directory in
-            [self.version().join("links"), self.maps(), self.version(), self.root.clone()]
-        {
-            match fs::remove_dir(&directory) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(PinError::Io { operation: "remove", path: directory, source });
-                }
-                _ => {}
+        let mut devices = Vec::new();
+        for version in entries.iter().map(|entry| self.root.join(entry)) {
+            let links = list(&version.join(LINKS))?;
+            devices.extend(links.iter().filter_map(|file| Some(LinkName::parse(file)?.device)));
+            if links.iter().any(|file| file.starts_with(CGROUP)) {
+                devices.push("a cgroup".to_owned());
             }
+            self.remove_version(&version)?;
         }
-        Ok(())
+        remove_directory(&self.root)?;
+        Ok(devices)
+    }
+
+    fn remove_version(&self, version: &Path) -> Result<(), PinError> {
+        // Links first, so that no packet meets a part of the rest.
+        self.remove_tree(&version.join(LINKS))?;
+        self.remove_tree(version)
+    }
+
+    fn remove_tree(&self, directory: &Path) -> Result<(), PinError> {
+        for entry in list(directory)? {
+            let path = directory.join(entry);
+            if path.is_dir() { self.remove_tree(&path)? } else { self.remove(&path)? }
+        }
+        remove_directory(directory)
     }
 }
 
-/// Detaches a pinned link at once. Without this the kernel does so some time after the last user of
-/// the link is gone, and until then its device takes no other program.
-fn detach(path: &Path) -> io::Result<()> {
-    const BPF_OBJ_GET: libc::c_long = 7;
-    const BPF_LINK_DETACH: libc::c_long = 34;
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // union bpf_attr, as far as each command reads it: path, descriptor and flags; descriptor.
-    let mut get = [path.as_ptr() as u64, 0];
-    // SAFETY: the pointer and the length are those of one live array, and the path in it is live.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw mut get, size_of_val(&get)) };
-    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the kernel has just given this descriptor to us alone.
-    let link = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut which = [link.as_raw_fd(), 0];
-    let length = size_of_val(&which);
-    // SAFETY: the pointer and the length are those of one live array.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw mut which, length) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+fn remove_directory(path: &Path) -> Result<(), PinError> {
+    match fs::remove_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(PinError::Io { operation: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a directory's name is that of a version of the ABI.
+fn is_version(name: &str) -> bool {
+    name.strip_prefix('v').is_some_and(|rest| rest.parse::<u32>().is_ok())
 }
 
 /// Names in a directory, in order; none where it does not exist.

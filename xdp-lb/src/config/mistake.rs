@@ -58,11 +58,18 @@ impl Mistakes {
 /// Collects mistakes while the file is read.
 #[derive(Default)]
 pub(super) struct Sink {
+    /// Whether paths are JSON pointers (RFC 6901)
+    pub(super) pointers: bool,
     kept: RefCell<Vec<Mistake>>,
     dropped: Cell<usize>,
 }
 
 impl Sink {
+    /// For a JSON document.
+    pub(super) fn with_pointers() -> Self {
+        Self { pointers: true, ..Self::default() }
+    }
+
     /// Adds a mistake; both texts are written only where it is kept.
     pub(super) fn add(&self, place: Place, path: impl fmt::Display, message: impl fmt::Display) {
         let mut kept = self.kept.borrow_mut();

@@ -30,12 +30,16 @@ enum Step<'a> {
 }
 
 impl fmt::Display for At<'_> {
-    /// The path, like `services[2].frontends[0].port`.
+    /// The path, like `services[2].frontends[0].port`, or as a JSON pointer.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(up) = self.up {
             up.fmt(f)?;
         }
         match self.step {
+            Step::Item(index) if self.sink.pointers => write!(f, "/{index}"),
+            Step::Key(key) if self.sink.pointers => {
+                write!(f, "/{}", key.replace('~', "~0").replace('/', "~1"))
+            }
             Step::Root => Ok(()),
             Step::Item(index) => write!(f, "[{index}]"),
             Step::Key(key) => {
@@ -114,6 +118,11 @@ impl<'a> At<'a> {
         }))
     }
 
+    /// Whether it is a list.
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.node.value, Value::List(_))
+    }
+
     /// A single value of whatever kind; `wanted` like `an IP address`.
     pub(super) fn scalar(&self, wanted: impl fmt::Display) -> Option<&'a str> {
         match &self.node.value {
@@ -159,6 +168,11 @@ impl<'a> At<'a> {
                 None
             }
         }
+    }
+
+    /// A truth value.
+    pub(super) fn truth(&self) -> Option<bool> {
+        self.choice(&[("true", true), ("false", false)])
     }
 
     /// One of a few words.

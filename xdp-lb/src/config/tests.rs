@@ -1,7 +1,11 @@
 use std::{fmt::Write as _, net::IpAddr, num::NonZeroU16};
 
 use proptest::prelude::*;
-use xdp_lb_plan::model::{Backend, Frontend, Protocol};
+use xdp_lb_plan::{
+    health::{AllDown, HealthCheck, Http, Probe, Udp},
+    kubernetes::Serves,
+    model::{Backend, Frontend, NoBackends, Protocol},
+};
 
 use super::*;
 
@@ -53,7 +57,7 @@ fn the_example_says_what_its_comments_say() {
     assert_eq!(config.tunnel.source_v4, Some("10.200.0.0/24".parse().unwrap()));
     assert_eq!(config.tunnel.source_v6, Some("fd00:200::/96".parse().unwrap()));
     assert_eq!(config.terminate.unwrap().peers.len(), 2);
-    let [web, dns] = &config.services[..] else { panic!("two services") };
+    let [web, dns, ..] = &config.services[..] else { panic!("two services") };
     assert_eq!((web.name.as_str(), web.mode, web.table_size), ("web", Mode::L2, None));
     assert_eq!(web.backends.iter().map(|b| b.weight).collect::<Vec<_>>(), [1, 2, 0]);
     assert_eq!((dns.name.as_str(), dns.mode, dns.table_size), ("dns", Mode::Ipip, Some(65_537)));
@@ -61,7 +65,7 @@ fn the_example_says_what_its_comments_say() {
     let address: IpAddr = [203, 0, 113, 53].into();
     assert_eq!(dns.frontends, [Frontend { address, port, protocol: Protocol::Udp }]);
     let address: IpAddr = [10, 0, 2, 21].into();
-    assert_eq!(dns.backends[0], Backend { address, port: Some(port), weight: 1 });
+    assert_eq!(dns.backends[0], Backend { port: Some(port), ..Backend::new(address) });
 }
 
 #[test]
@@ -71,6 +75,7 @@ fn the_examples_limits_are_the_defaults() {
     assert_eq!(example.limits, bare.limits);
     assert_eq!(example.icmp_errors_per_second, bare.icmp_errors_per_second);
     assert_eq!(example.handover, bare.handover);
+    assert_eq!((example.idle, bare.idle), (IdleTimes::default(), IdleTimes::default()));
     assert_eq!(bare.handover, Duration::from_secs(300));
     assert_eq!((bare.tunnel, bare.terminate, bare.services), (Tunnel::default(), None, vec![]));
 }
@@ -120,7 +125,10 @@ fn files_that_are_no_document() {
             "[]",
             &[
                 "1:1: found a list: write a mapping with the keys `hashKey`, `devices`, `services`, \
-               `defaultMode`, `tunnel`, `terminate`, `limits`, `icmpErrorsPerSecond`, `handover`",
+               `defaultMode`, `tunnel`, `terminate`, `snat`, `nodePortAddresses`, `unknownPorts`, \
+               `limits`, `icmpErrorsPerSecond`, `handover`, `tcpIdle`, `udpIdle`, `api`, `kubernetes`, \
+               `kubeProxyReplacement`, `socketLB`, `nodePort`, `externalIPs`, `loadBalancer`, \
+               `metrics`",
             ],
         ),
         ("a: [1\nb: 2\n", &["2:2: not valid YAML: illegal placement of ':' indicator"]),
@@ -149,7 +157,10 @@ fn keys_at_the_top() {
         (
             "x: 1\n",
             &["3:1: x: unknown key: the keys here are `hashKey`, `devices`, `services`, \
-               `defaultMode`, `tunnel`, `terminate`, `limits`, `icmpErrorsPerSecond`, `handover`"],
+               `defaultMode`, `tunnel`, `terminate`, `snat`, `nodePortAddresses`, `unknownPorts`, \
+               `limits`, `icmpErrorsPerSecond`, `handover`, `tcpIdle`, `udpIdle`, `api`, `kubernetes`, \
+               `kubeProxyReplacement`, `socketLB`, `nodePort`, `externalIPs`, `loadBalancer`, \
+               `metrics`"],
         ),
         (
             "handover: 1s\nhandover: 2s\nhandover: 3s\n",
@@ -161,7 +172,7 @@ fn keys_at_the_top() {
         (
             "limits: {[a]: 1}\n",
             &["3:10: limits: the key is a list: write one of `frontends`, `backends`, `slots`, \
-               `flows`"],
+               `flows`, `clients`, `answers`, `natFlows`, `sockets`"],
         ),
         ("services:\n", &["3:1: services: has no value: write one, or remove the key"]),
         (
@@ -172,15 +183,18 @@ fn keys_at_the_top() {
         ),
         ("services: []\n", &[]),
         ("services: !all []\n", &["3:11: tags (`!…`) mean nothing here: remove the tag"]),
-        ("defaultMode: [l2]\n", &["3:14: defaultMode: found a list: write `l2` or `ipip`"]),
+        (
+            "defaultMode: [l2]\n",
+            &[
+                "3:14: defaultMode: found a list: write one of `l2`, `ipip`, `geneve`, `local`, `snat`, `hybrid`",
+            ],
+        ),
         ("defaultMode: L2\n", &["3:14: defaultMode: found the text \"L2\": write `l2`"]),
         (
             "defaultMode: dsr\n",
-            &["3:14: defaultMode: found the text \"dsr\": write one of `l2`, `ipip`"],
-        ),
-        (
-            "defaultMode: snat\n",
-            &["3:14: defaultMode: mode snat is not in this version: write `l2` or `ipip`"],
+            &[
+                "3:14: defaultMode: found the text \"dsr\": write one of `l2`, `ipip`, `geneve`, `local`, `snat`, `hybrid`",
+            ],
         ),
     ]);
 }
@@ -287,18 +301,10 @@ fn service_rules() {
         (
             "services: [3]",
             &["3:12: services[0]: found the number 3: write a mapping with the keys \
-                             `name`, `mode`, `tableSize`, `frontends`, `backends`"],
+                             `name`, `mode`, `tableSize`, `sessionAffinity`, `sourceRanges`, \
+                             `noBackends`, `healthCheck`, `frontends`, `backends`"],
         ),
     ]);
-    for mode in ["geneve", "local", "snat", "hybrid"] {
-        let text = service(FRONTEND, "").replace("name: s,", &format!("name: s, mode: {mode},"));
-        assert_eq!(
-            mistakes(&text),
-            [format!(
-                "3:28: services[0].mode: mode {mode} is not in this version: write `l2` or `ipip`"
-            )]
-        );
-    }
 }
 
 #[test]
@@ -457,7 +463,7 @@ fn backend_rules() {
         [
             "5:14: services[0].backends[0].address: is missing: add `address: 10.0.1.11`",
             "5:15: services[0].backends[0].addr: unknown key: the keys here are `address`, `port`, \
-         `weight`",
+         `weight`, `node`",
             "5:39: services[0].backends[0].weight: found the text \"x\": write a whole number from 0 \
          to 65535, in decimal digits",
         ]
@@ -544,7 +550,7 @@ fn tunnels_and_peers() {
         ("terminate: {}\n", &["3:12: terminate.peers: is missing: add `peers: [10.0.0.0/24]`"]),
         (
             "terminate: {peers: []}\n",
-            &["3:20: terminate.peers: there is no peer: add a prefix, or remove `terminate`"],
+            &["3:20: terminate.peers: there is no prefix: add one, or remove the key"],
         ),
         (
             "terminate: {peers: 10.0.0.0/8}\n",
@@ -597,6 +603,9 @@ fn numbers_and_durations() {
         ),
         ("handover: 0s\n", &[]),
         ("handover: 24h\n", &[]),
+        ("tcpIdle: 10s\nudpIdle: 24h\n", &[]),
+        ("tcpIdle: 9s\n", &["3:10: tcpIdle: 9s is too short: write at least `10s`"]),
+        ("udpIdle: 25h\n", &["3:10: udpIdle: 25h is too long: write at most `24h`"]),
         ("handover: 300\n", &["3:11: handover: the unit is missing: write `300s` for seconds"]),
         ("handover: 25h\n", &["3:11: handover: 25h is too long: write at most `24h`"]),
         (
@@ -730,4 +739,493 @@ proptest! {
         let wrote = backends.iter().map(|(a, w)| (std::net::Ipv4Addr::from(*a).into(), *w));
         prop_assert_eq!(read.collect::<Vec<_>>(), wrote.collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn the_section_kubernetes() {
+    let ways = "add `kubeconfig: FILE`, `inCluster: true` in a pod, or `apiServers: [HOST:PORT]`";
+    let nowhere = format!("3:13: kubernetes: it does not say where the cluster is: {ways}");
+    check(&[
+        ("kubernetes: {inCluster: true}\n", &[]),
+        ("kubernetes: {kubeconfig: /k, context: c, apiServers: [10.0.0.1:6443]}\n", &[]),
+        ("kubernetes: {k8sServiceHost: \"2001:db8::1\", k8sServicePort: 6443}\n", &[]),
+        ("kubernetes: {apiServers: [\"http://127.0.0.1:8001\"], healthz: []}\n", &[]),
+        ("kubernetes: {inCluster: true, loadBalancerClass: [\"\", a.b/c], onNode: false}\n", &[]),
+        ("kubernetes: {nodeName: n1}\n", &[&nowhere]),
+        (
+            "kubernetes: {apiServers: [\"http://10.0.0.1:8001\"], inCluster: true}\n",
+            &["3:27: kubernetes.apiServers[0]: `http` is for this host alone (`kubectl proxy`): \
+               write `https://…`"],
+        ),
+        (
+            "kubernetes: {k8sServiceHost: api.example.org, inCluster: true}\n",
+            &["3:30: kubernetes.k8sServiceHost: the port is missing: add `k8sServicePort: 6443`"],
+        ),
+        (
+            "kubernetes: {inCluster: true, nodeName: n1, onNode: false}\n",
+            &[
+                "3:41: kubernetes.nodeName: with `onNode: false` this host is no node: remove one of \
+               the two",
+            ],
+        ),
+        (
+            "kubernetes: {inCluster: true, defaultMode: l2}\n",
+            &[
+                "3:44: kubernetes.defaultMode: found the text \"l2\": write one of `geneve`, `snat`, \
+               `hybrid`",
+            ],
+        ),
+    ]);
+    let config = parse(&with_head("kubernetes: {apiServers: [10.0.0.1:6443, \"[::1]:6443\"]}\n"));
+    let kubernetes = config.unwrap().kubernetes.unwrap();
+    assert_eq!(kubernetes.servers, ["https://10.0.0.1:6443", "https://[::1]:6443"]);
+    assert_eq!(kubernetes.credentials, Credentials::ServiceAccount);
+    assert_eq!(kubernetes.node, NodeIdentity::Node(None));
+    let listens: Vec<String> = kubernetes.healthz.iter().map(ToString::to_string).collect();
+    assert_eq!(listens, ["0.0.0.0:10256", "[::]:10256"]);
+}
+
+#[test]
+fn the_section_api() {
+    let remote = "api: {listen: \"0.0.0.0:9870\", readTokenFile: /r, \
+                  tls: {certificate: /c, key: /k}}\n";
+    check(&[
+        ("api: {listen: 127.0.0.1:9870, group: admin, socket: /run/x}\n", &[]),
+        ("api: {listen: \"[::1]:9870\"}\n", &[]),
+        (remote, &[]),
+        (
+            "api: {listen: 192.0.2.1:9870, readTokenFile: /r}\n",
+            &["3:15: api.listen: 192.0.2.1 is no loopback address, so the API needs \
+               `readTokenFile` or `writeTokenFile`, and `tls`"],
+        ),
+        (
+            "api: {listen: 9870}\n",
+            &["3:15: api.listen: YAML takes this for a number or a truth value: put it in quotes"],
+        ),
+        (
+            "api: {socket: api.sock, tls: {key: /k}}\n",
+            &[
+                "3:15: api.socket: \"api.sock\" is no absolute path: begin it with `/`",
+                "3:30: api.tls.certificate: is missing: add \
+                 `certificate: /etc/xdp-lb/tls.crt`",
+            ],
+        ),
+    ]);
+    let config = parse(&with_head(remote)).unwrap();
+    assert_eq!(config.api.socket, std::path::Path::new(SOCKET));
+    assert_eq!(config.api.tls, Some(("/c".into(), "/k".into())));
+}
+
+#[test]
+fn a_service_as_json_has_its_mistakes_at_pointers() {
+    let value = serde_json::json!({
+        "name": "a",
+        "mode": "l3",
+        "frontends": [
+            {"address": "203.0.113.10", "port": 80},
+            {"address": "203.0.113.10", "port": 80},
+            {"address": "203.0.113.10", "port": "81"},
+        ],
+        "backends": [{"address": null}, {"address": "10.0.0.1", "a/b~c": 1}],
+    });
+    let mut found: Vec<String> = service_from_json(&value, Mode::L2, &[])
+        .unwrap_err()
+        .0
+        .into_iter()
+        .map(|one| format!("{} {}", one.path, one.message))
+        .collect();
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "/backends/0/address has no value: write one, or remove the key",
+            "/backends/1/a~1b~0c unknown key: the keys here are `address`, `port`, `weight`, `node`",
+            "/frontends/1 203.0.113.10:80/TCP is already frontends[0]: remove one of the \
+             two",
+            "/frontends/2/port the number is a text: write 81 without quotes",
+            "/mode found the text \"l3\": write one of `l2`, `ipip`, `geneve`, `local`, `snat`, `hybrid`",
+        ]
+    );
+}
+
+#[test]
+fn services_are_written_as_they_are_read() {
+    for service in parse(EXAMPLE).unwrap().services {
+        let value = service_to_json(&service);
+        assert_eq!(service_from_json(&value, Mode::L2, &[]).unwrap(), service);
+        assert_eq!(service_from_json(&value, Mode::Ipip, &[]).unwrap(), service);
+    }
+    let yaml = yaml_to_json(EXAMPLE).unwrap();
+    let read = |value| service_from_json(value, Mode::L2, &[]).unwrap();
+    let services: Vec<_> = yaml["services"].as_array().unwrap().iter().map(read).collect();
+    assert_eq!(services, parse(EXAMPLE).unwrap().services);
+}
+
+#[test]
+fn the_section_metrics() {
+    check(&[
+        ("metrics: {perBackend: false, maxSeries: 0}\n", &[]),
+        (
+            "metrics: {perBackend: no, series: 5}\n",
+            &[
+                "3:23: metrics.perBackend: found the text \"no\": write one of `true`, `false`",
+                "3:27: metrics.series: unknown key: did you mean `maxSeries`?",
+            ],
+        ),
+    ]);
+    let config = parse(&with_head("metrics: {perBackend: false, maxSeries: 7}\n")).unwrap();
+    assert_eq!(config.metrics, MetricsConfig { per_backend: false, max_series: 7 });
+    assert_eq!(settings_to_json(&config)["metrics"]["maxSeries"], 7);
+}
+
+#[test]
+fn what_is_shown_of_the_configuration_has_no_secret() {
+    let shown = settings_to_json(&parse(EXAMPLE).unwrap()).to_string();
+    assert!(!shown.contains("6a1f0c93") && !shown.contains("hashKey"), "{shown}");
+    assert!(shown.contains("10.200.0.0/24"), "{shown}");
+}
+
+#[test]
+fn pods_and_node_ports() {
+    let text = "hashKey: \"00112233445566778899aabbccddeeff\"
+devices: [{name: eth0}]
+terminate: {peers: [10.0.0.0/24], pods: [10.244.1.0/24]}
+snat: {sourceIPv4: 10.0.0.9, ports: 50000-50999}
+nodePortAddresses: [10.0.0.0/8]
+unknownPorts: pass
+limits: {answers: 1000000, natFlows: 1000}
+services:
+  - name: shop
+    mode: geneve
+    sessionAffinity: 3h
+    sourceRanges: [198.51.100.0/24, \"2001:db8::/32\"]
+    noBackends: drop
+    frontends:
+      - {address: 203.0.113.80, port: 80}
+      - {nodePort: 30080, protocol: UDP}
+    backends:
+      - {address: 10.244.2.2, port: 8080, node: 10.0.0.2}
+      - {address: 10.244.1.2, port: 8080}
+      - {address: \"fd00::2\", port: 8080, node: 10.0.0.2}
+";
+    let config = parse(text).unwrap();
+    let shop = &config.services[0];
+    assert_eq!((shop.frontends.len(), shop.node_ports.len()), (1, 1));
+    assert_eq!((shop.mode, shop.no_backends), (Mode::Geneve, NoBackends::Drop));
+    assert_eq!(shop.affinity, Some(Duration::from_secs(10_800)));
+    assert_eq!(shop.sources.len(), 2);
+    assert_eq!(shop.backends[0].node, Some("10.0.0.2".parse().unwrap()));
+    assert_eq!(config.snat.ports, 50_000..=50_999);
+    assert_eq!(config.unknown_ports, UnknownPorts::Pass);
+    assert_eq!((config.limits.answers, config.limits.nat_flows), (1_000_000, 1000));
+    let networks = NodePortAddresses::In(vec!["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(config.node_port_addresses, networks);
+}
+
+#[test]
+fn pod_rules() {
+    for (from, to, expected) in [
+        ("", "", None),
+        (
+            "pods: [10.244.1.0/24]",
+            "pods: []",
+            Some("4:41: terminate.pods: there is no prefix: add one, or remove the key"),
+        ),
+        (
+            "3h",
+            "0s",
+            Some(
+                "9:22: services[0].sessionAffinity: a client would keep its backend for no time: \
+                 write `3h`, or remove the key",
+            ),
+        ),
+        (
+            ", node: 10.0.0.2",
+            "",
+            Some(
+                "14:7: services[0].backends[0]: the pod's node is missing: add `node: ADDRESS`; pods \
+                 on this host need none where `terminate.pods` has their network",
+            ),
+        ),
+        (
+            "10.244.2.2",
+            "\"fd00::2\"",
+            Some(
+                "14:7: services[0].backends[0]: no frontend is of this address's family, and this \
+                 mode cannot rewrite one to the other: add a frontend of this family, or remove the \
+                 backend",
+            ),
+        ),
+        (
+            "nodePort: 30080",
+            "nodePort: 30080, port: 80",
+            Some(
+                "12:31: services[0].frontends[1].port: a frontend with a nodePort is on the node's \
+                 own addresses: remove this key, or nodePort",
+            ),
+        ),
+        (
+            "50000-50999",
+            "80-90",
+            Some(
+                "5:15: snat.ports: found the text \"80-90\": write a range of ports from 1024 to \
+                 65535, like `61000-65535`",
+            ),
+        ),
+        (
+            "primary",
+            "all",
+            Some(
+                "6:20: nodePortAddresses: found the text \"all\": write `primary`, or a list of \
+                 prefixes like `[10.0.0.0/8]`",
+            ),
+        ),
+    ] {
+        let text = "hashKey: \"00112233445566778899aabbccddeeff\"
+devices: [{name: eth0}]
+# the line above is not what is tested
+terminate: {peers: [10.0.0.0/24], pods: [10.244.1.0/24]}
+snat: {ports: 50000-50999}
+nodePortAddresses: primary
+services:
+  - {name: shop, mode: geneve,
+    sessionAffinity: 3h,
+    frontends: [
+      {address: 203.0.113.80, port: 80}WITHOUT
+    ], backends: [
+      # only one
+      {address: 10.244.2.2, port: 8080, node: 10.0.0.2}]}
+";
+        let node_port =
+            if from.starts_with("nodePort") { ",\n      {nodePort: 30080}" } else { "" };
+        let text = text.replace("WITHOUT", node_port).replace(from, to);
+        let found = mistakes(&text);
+        let expected: Vec<&str> = expected.into_iter().collect();
+        assert_eq!(found, expected, "{from} -> {to}");
+    }
+}
+
+#[test]
+fn the_apis_document_knows_the_readers_keys() {
+    let document = serde_json::to_value(xdp_lb_api::document()).unwrap();
+    let keys = |schema: &str| {
+        let path = format!("/components/schemas/{schema}/properties");
+        let properties = document.pointer(&path).unwrap().as_object().unwrap();
+        let mut keys: Vec<String> = properties.keys().map(|key| format!("`{key}`")).collect();
+        keys.sort();
+        keys
+    };
+    // The reader names its keys where it finds one that it does not know.
+    let value = serde_json::json!({
+        "name": "a",
+        "frontends": [{"address": "203.0.113.10", "port": 80, "qqqqqqqqqqqqqqqq": 1}],
+        "backends": [{"address": "10.0.0.1", "qqqqqqqqqqqqqqqq": 1}],
+        "healthCheck": {"type": "tcp", "qqqqqqqqqqqqqqqq": 1},
+        "qqqqqqqqqqqqqqqq": 1,
+    });
+    let known = |place: &str| {
+        let mistakes = service_from_json(&value, Mode::L2, &[]).unwrap_err().0;
+        let path = format!("{place}/qqqqqqqqqqqqqqqq");
+        let mistake = mistakes.into_iter().find(|one| one.path == path).unwrap().message;
+        let (_, list) = mistake.split_once("the keys here are ").unwrap();
+        let mut keys: Vec<String> = list.split(", ").map(str::to_owned).collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(keys("ServiceSpec"), known(""));
+    assert_eq!(keys("FrontendSpec"), known("/frontends/0"));
+    assert_eq!(keys("BackendSpec"), known("/backends/0"));
+    assert_eq!(keys("HealthCheckSpec"), known("/healthCheck"));
+}
+
+#[test]
+fn services_with_every_key_are_written_as_they_are_read() {
+    let value = serde_json::json!({
+        "name": "shop",
+        "mode": "geneve",
+        "tableSize": 1021,
+        "sessionAffinity": "10800s",
+        "sourceRanges": ["198.51.100.0/24"],
+        "noBackends": "drop",
+        "frontends": [
+            {"address": "203.0.113.80", "port": 80, "protocol": "TCP"},
+            {"nodePort": 30080, "protocol": "UDP"},
+        ],
+        "backends": [{"address": "10.244.2.2", "port": 8080, "weight": 3, "node": "10.0.0.2"}],
+    });
+    let service = service_from_json(&value, Mode::L2, &[]).unwrap();
+    assert_eq!(service_to_json(&service), value);
+}
+
+/// A service with this check, which begins on line 4.
+fn checked(check: &str) -> String {
+    with_head(&format!(
+        "services: [{{name: s, frontends: [{FRONTEND}], backends: [], healthCheck:\n{check}}}]\n"
+    ))
+}
+
+#[test]
+fn health_checks_have_defaults_and_are_written_as_they_are_read() {
+    let check = |text: &str| {
+        let config = parse(&checked(text)).unwrap_or_else(|m| panic!("{}", m.in_file(text)));
+        let service = &config.services[0];
+        let value = service_to_json(service);
+        assert_eq!(service_from_json(&value, Mode::Ipip, &[]).as_ref(), Ok(service), "{value}");
+        service.health_check.clone().unwrap()
+    };
+    assert_eq!(check("{type: tcp}"), HealthCheck::new(Probe::Tcp));
+    let quick = check("{type: tcp, interval: 1s, rise: 1, fall: 100, port: 81, allDown: reject}");
+    assert_eq!((quick.interval, quick.timeout), (Duration::from_secs(1), Duration::from_secs(1)));
+    assert_eq!((quick.rise, quick.fall, quick.all_down), (1, 100, AllDown::Reject));
+    assert_eq!(quick.port, NonZeroU16::new(81));
+    assert_eq!(check("{type: https}").probe, Probe::Http(Http::new(true)));
+    let probe = check(
+        "{type: http, path: /healthz?a=b, host: \"example.org:8080\", status: 204, weightHeader: true}",
+    );
+    assert_eq!(
+        probe.probe,
+        Probe::Http(Http {
+            tls: false,
+            path: "/healthz?a=b".to_owned(),
+            host: Some("example.org:8080".to_owned()),
+            status: 204..=204,
+            weight: true,
+        })
+    );
+    for (send, bytes) in [("ping", &b"ping"[..]), ("0x00fF", &[0, 255]), ("0x3078", b"0x")] {
+        let udp = Udp { send: bytes.to_vec(), expect: Vec::new() };
+        assert_eq!(check(&format!("{{type: udp, send: {send}}}")).probe, Probe::Udp(udp));
+    }
+    let Probe::Udp(udp) = check("{type: udp, send: a, expect: \"p o\"}").probe else { panic!() };
+    assert_eq!(udp.expect, b"p o");
+}
+
+#[test]
+fn mistakes_in_health_checks_are_found() {
+    for (check, mistake) in [
+        ("{}", "4:1: services[0].healthCheck.type: is missing: add `type: tcp`"),
+        ("{type: icmp}", "4:8: services[0].healthCheck.type: found the text \"icmp\": write"),
+        ("{type: tcp, path: /}", "healthCheck.path: only checks of type http and https have this"),
+        ("{type: http, send: a}", "healthCheck.send: only checks of type udp have this key"),
+        ("{type: tcp, interval: 0s}", "healthCheck.interval: out of range: write `1s` to `1h`"),
+        ("{type: tcp, interval: 2h}", "healthCheck.interval: out of range"),
+        ("{type: tcp, interval: 3s, timeout: 4s}", "healthCheck.timeout: out of range: write `1s`"),
+        ("{type: tcp, interval: 1h, timeout: 31s}", "out of range: write `1s` to `30s`"),
+        ("{type: tcp, rise: 0}", "healthCheck.rise: 0 is out of range"),
+        ("{type: tcp, port: 0}", "healthCheck.port: 0 is out of range"),
+        ("{type: http, path: healthz}", "healthCheck.path: \"healthz\" is none"),
+        ("{type: http, path: \"/a b\"}", "healthCheck.path: \"/a b\" is none"),
+        ("{type: http, host: \"a/b\"}", "healthCheck.host: \"a/b\" is none"),
+        ("{type: http, status: 99}", "healthCheck.status: found the number 99: write a status"),
+        ("{type: http, status: 299-200}", "healthCheck.status: found the text \"299-200\""),
+        ("{type: http, weightHeader: 1}", "healthCheck.weightHeader: found the number 1: write"),
+        ("{type: udp}", "healthCheck.send: is missing: add `send: ping`"),
+        ("{type: udp, send: \"0x1\"}", "healthCheck.send: behind `0x` come pairs"),
+        ("{type: udp, send: \"0x\"}", "healthCheck.send: 0 bytes: write 1 to 1024"),
+    ] {
+        let found = mistakes(&checked(check));
+        assert!(found.len() == 1 && found[0].contains(mistake), "{check}: {found:?}");
+    }
+}
+
+#[test]
+fn node_ports_are_none_of_snats() {
+    let of = |mode: &str| {
+        mistakes(&with_head(&format!(
+            "snat: {{ports: 30000-30100}}\nservices: [{{name: s, mode: {mode}, \
+             frontends: [{{nodePort: 30080}}], backends: [{{address: 10.0.0.7, port: 80}}]}}]\n"
+        )))
+    };
+    assert_eq!(
+        of("snat"),
+        [
+            "4:11: services: nodePort 30080/TCP of service s is one of the ports that mode snat sends \
+          from: choose another, or change `snat.ports`"
+        ]
+    );
+    assert_eq!(of("local"), [""; 0]);
+}
+
+/// A file that follows a cluster.
+fn following(more: &str) -> String {
+    format!(
+        "hashKey: \"00112233445566778899aabbccddeeff\"\ndevices: [{{name: eth0}}]\n\
+         kubernetes: {{kubeconfig: /etc/kubeconfig}}\n{more}"
+    )
+}
+
+#[test]
+fn what_of_kube_proxy_is_replaced() {
+    let serves = |more: &str| parse(&following(more)).unwrap().replacement.serves;
+    let of = |sockets, node_ports, external_ips, load_balancers| Serves {
+        sockets,
+        node_ports,
+        external_ips,
+        load_balancers,
+    };
+    let all = of(true, true, true, true);
+    let packets = of(false, true, true, true);
+    for (more, expected) in [
+        ("", packets),
+        ("socketLB: {enabled: true}", all),
+        ("nodePort: {enabled: false}", of(false, false, true, true)),
+        ("kubeProxyReplacement: strict", all),
+        ("kubeProxyReplacement: true", all),
+        ("kubeProxyReplacement: \"true\"", all),
+        ("kubeProxyReplacement: probe", all),
+        ("kubeProxyReplacement: probe\nsocketLB: {enabled: false}", packets),
+        ("kubeProxyReplacement: disabled", Serves::NOTHING),
+        ("kubeProxyReplacement: false", Serves::NOTHING),
+        (
+            "kubeProxyReplacement: partial\nsocketLB: {enabled: true}\nexternalIPs: {enabled: true}",
+            of(true, false, true, false),
+        ),
+    ] {
+        assert_eq!(serves(more), expected, "{more}");
+    }
+    let config = parse(&following(
+        "socketLB: {enabled: true, cgroupRoot: /c, hostNamespaceOnly: true, loopbackNodePorts: false, \
+         noAllowedBackend: refuse, terminatePodConnections: false}\n\
+         nodePort: {bindProtection: false, range: 31000-31999}",
+    ))
+    .unwrap();
+    let wanted = SocketConfig {
+        cgroup: Some("/c".into()),
+        host_only: true,
+        loopback: false,
+        refuse_excluded: true,
+        end_orphans: false,
+    };
+    let Replacement { sockets, bind_protection, node_ports, .. } = &config.replacement;
+    assert_eq!((sockets, *bind_protection), (&wanted, false));
+    assert_eq!(*node_ports, 31_000..=31_999);
+    let shown = settings_to_json(&config);
+    assert_eq!(shown["socketLB"]["noAllowedBackend"], "refuse");
+    assert_eq!(shown["nodePort"]["range"], "31000-31999");
+}
+
+#[test]
+fn contradictions_about_kube_proxy_are_mistakes() {
+    let mistake = |text: &str, part: &str| {
+        let mistakes = parse(text).unwrap_err().in_file("f").to_string();
+        assert!(mistakes.contains(part), "{text}: {mistakes}");
+    };
+    for (more, part) in [
+        ("kubeProxyReplacement: strict\nnodePort: {enabled: false}", "f:5:11"),
+        ("kubeProxyReplacement: strict\nnodePort: {enabled: false}", "strict` needs all"),
+        ("kubeProxyReplacement: disabled\nsocketLB: {enabled: true}", "disabled` serves nothing"),
+        ("kubeProxyReplacement: partial", "nothing is"),
+        ("kubeProxyReplacement: partial\nsocketLB: {enabled: false}", "nothing is"),
+        ("kubeProxyReplacement: strictly", "`strict`"),
+        ("socketLB: {enable: true}", "did you mean `enabled`"),
+        ("socketLB: {cgroupRoot: sys}", "no absolute path"),
+        ("socketLB: {noAllowedBackend: drop}", "timeout"),
+        ("nodePort: {range: 1-2}", "a range of ports"),
+        ("externalIPs: true", "found"),
+    ] {
+        mistake(&following(more), part);
+    }
+    let alone = "hashKey: \"00112233445566778899aabbccddeeff\"\ndevices: [{name: eth0}]\n";
+    mistake(&format!("{alone}kubeProxyReplacement: strict"), "no cluster is followed");
+    assert!(parse(&format!("{alone}socketLB: {{enabled: true}}")).is_ok());
 }

@@ -15,6 +15,9 @@ const MAX_DEPTH: u32 = 16;
 const MAX_ALIASED: u32 = 10_000_000;
 
 /// Where a node begins: line and column from 1, the column in characters.
+///
+/// A JSON document has no lines worth naming: there the line is the node's place in its list, from
+/// 1, and the column 0.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Place {
     pub(super) line: u32,
@@ -24,6 +27,16 @@ pub(super) struct Place {
 impl Place {
     /// The file as a whole.
     pub(super) const START: Self = Self { line: 1, column: 1 };
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.column == 0 {
+            write!(f, "as item {} of the list", self.line)
+        } else {
+            write!(f, "on line {}", self.line)
+        }
+    }
 }
 
 impl From<Marker> for Place {
@@ -105,6 +118,60 @@ fn is_number(text: &str) -> bool {
 }
 
 impl<'t> Node<'t> {
+    /// The tree of a JSON document, which this is as deep as: its parser must have a limit.
+    pub(super) fn json(value: &'t serde_json::Value) -> Self {
+        Self::json_at(value, Place { line: 1, column: 0 })
+    }
+
+    fn json_at(json: &'t serde_json::Value, place: Place) -> Self {
+        use serde_json::Value as Json;
+        let scalar = |text: Cow<'t, str>, plain| Value::Scalar(Scalar { text, plain });
+        let value = match json {
+            Json::Null => scalar("null".into(), true),
+            Json::Bool(truth) => scalar(truth.to_string().into(), true),
+            Json::Number(number) => scalar(number.to_string().into(), true),
+            Json::String(text) => scalar(text.as_str().into(), false),
+            Json::Array(items) => {
+                let at =
+                    |index| Place { line: u32::try_from(index).unwrap_or(u32::MAX), column: 0 };
+                let items = (1..).zip(items);
+                Value::List(Rc::new(items.map(|(n, one)| Self::json_at(one, at(n))).collect()))
+            }
+            Json::Object(entries) => {
+                let entries = entries.iter().map(|(key, value)| Entry {
+                    key: Self { place, value: scalar(key.into(), false), size: 1, depth: 0 },
+                    value: Self::json_at(value, place),
+                });
+                Value::Map(Rc::new(entries.collect()))
+            }
+        };
+        Self { place, value, size: 1, depth: 1 }
+    }
+
+    /// The same as a JSON document; of two equal keys the second counts.
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        use serde_json::Value as Json;
+        match &self.value {
+            Value::List(items) => Json::Array(items.iter().map(Self::to_json).collect()),
+            Value::Map(entries) => {
+                let text = |key: &Self| match &key.value {
+                    Value::Scalar(scalar) => scalar.text.to_string(),
+                    Value::List(_) | Value::Map(_) => key.to_string(),
+                };
+                let entries = entries.iter();
+                Json::Object(entries.map(|one| (text(&one.key), one.value.to_json())).collect())
+            }
+            Value::Scalar(scalar) => match scalar.kind() {
+                Kind::Null => Json::Null,
+                Kind::Bool => Json::Bool(scalar.text.eq_ignore_ascii_case("true")),
+                // Those that only YAML knows stay as they are written, for a reader to refuse.
+                Kind::Number => serde_json::from_str(&scalar.text)
+                    .unwrap_or_else(|_| Json::String(scalar.text.to_string())),
+                Kind::Text => Json::String(scalar.text.to_string()),
+            },
+        }
+    }
+
     fn scalar(place: Place, text: Cow<'t, str>, style: ScalarStyle) -> Self {
         // A clone copies a text of its own, so a long one counts for more than one node.
         let size = match &text {

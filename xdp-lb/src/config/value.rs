@@ -13,6 +13,9 @@ use super::{mistake::quote, read::At};
 /// Longest handover, in seconds: tables and recorded flows are kept that long.
 const MAX_DURATION: u64 = 24 * 3600;
 
+/// Shortest time after which a silent flow counts as over.
+const MIN_IDLE: Duration = Duration::from_secs(10);
+
 /// The cluster's key. Messages never repeat it.
 pub(super) fn hash_key(at: &At<'_>) -> Option<[u8; 16]> {
     let wanted =
@@ -91,6 +94,17 @@ pub(super) fn duration(at: &At<'_>) -> Option<Duration> {
         at.mistake(format_args!("{} is too long: write at most `24h`", quote(text)));
     }
     seconds.map(Duration::from_secs)
+}
+
+/// How long a flow may be silent: records are dated to the second, and swept every few seconds.
+pub(super) fn idle_time(at: &At<'_>) -> Option<Duration> {
+    let time = duration(at)?;
+    if time < MIN_IDLE {
+        let text = at.scalar("a duration")?;
+        at.mistake(format_args!("{} is too short: write at least `10s`", quote(text)));
+        return None;
+    }
+    Some(time)
 }
 
 /// An address that one host can have and that packets can be routed to.

@@ -1,9 +1,10 @@
 //! Keeps the program attached to the devices of the configuration.
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
+use xdp_lb_api::view::EventKind;
 
 use super::Daemon;
-use crate::{config::Attach, net::View, pins::LinkName};
+use crate::{config::Attach, dataplane::EgressError, net::View, pins::LinkName, topology};
 
 impl Daemon {
     /// Attaches to devices that came, forgets those that went.
@@ -14,6 +15,8 @@ impl Daemon {
             let have = self.attached.get(&device.name).map(|name| name.ifindex);
             if have.is_some() && ifindex != have {
                 warn!("device {} is gone", device.name);
+                let text = format!("device {} is gone", device.name);
+                self.desk.journal.push(EventKind::Detached, text);
                 if let Some(name) = self.attached.remove(&device.name)
                     && let Err(error) = self.dataplane.detach(&name)
                 {
@@ -33,10 +36,19 @@ impl Daemon {
         self.detach_unwanted();
     }
 
-    /// Forgets links that somebody else detached, so that they are attached again.
-    pub(super) fn drop_dead_links(&mut self) {
+    /// Forgets links that somebody else detached, so that they are attached again; puts the program on
+    /// the way out back where it is missing.
+    pub(super) fn keep_attached(&mut self) {
         let links: Vec<LinkName> = self.attached.values().cloned().collect();
         for name in links {
+            if let Ok(true) = self.attach_egress(&name.device, name.ifindex) {
+                let text = format!(
+                    "somebody detached the program on the way out of {}; it is attached again",
+                    name.device
+                );
+                warn!("{text}");
+                self.desk.journal.push(EventKind::Attached, text);
+            }
             if self.dataplane.is_attached(&name) {
                 continue;
             }
@@ -50,7 +62,9 @@ impl Daemon {
     fn attach(&mut self, device: &str, ifindex: u32, wanted: Attach, before: Option<bool>) {
         let error = match self.dataplane.attach(device, ifindex, wanted) {
             Ok(name) => {
-                Self::say_attached(&name);
+                // What is wrong is told, and tried again.
+                let _ = self.attach_egress(device, ifindex);
+                self.say_attached(&name);
                 self.attached.insert(device.to_owned(), name);
                 self.told.attached(device);
                 self.refused.remove(device);
@@ -82,13 +96,48 @@ impl Daemon {
                 Err(error) => error!("{error}"),
             }
         }
-        self.attached
-            .retain(|name, _| self.config.devices.iter().any(|device| device.name == *name));
+        let devices = &self.config.devices;
+        let wanted = |name: &str| devices.iter().any(|device| device.name == name);
+        self.attached.retain(|name, _| wanted(name));
+        self.mute.retain(|name, _| wanted(name));
+    }
+
+    /// Attaches the program on the way out, where it is not; whether it had to. Where nothing needs it,
+    /// a kernel without it will do.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses, and pods on this host would not be answered.
+    pub(super) fn attach_egress(
+        &mut self,
+        device: &str,
+        ifindex: u32,
+    ) -> Result<bool, EgressError> {
+        let error = match self.dataplane.attach_egress(device, ifindex) {
+            Ok(new) => {
+                self.mute.remove(device);
+                return Ok(new);
+            }
+            Err(error) => error,
+        };
+        if !topology::needs_egress(&self.config) {
+            debug!("{error}");
+            return Ok(false);
+        }
+        let text = error.to_string();
+        if self.mute.get(device) != Some(&text) {
+            error!("{text}");
+            self.desk.journal.push(EventKind::Detached, &*text);
+            self.mute.insert(device.to_owned(), text);
+        }
+        Err(error)
     }
 
     /// Says how the program runs on a device.
-    pub(super) fn say_attached(name: &LinkName) {
+    pub(super) fn say_attached(&self, name: &LinkName) {
         let mode = if name.native { "native XDP" } else { "generic XDP (slow)" };
         info!("{} runs in {mode}", name.device);
+        let text = format!("{} runs in {mode}", name.device);
+        self.desk.journal.push(EventKind::Attached, text);
     }
 }

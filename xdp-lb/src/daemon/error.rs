@@ -3,10 +3,11 @@
 use std::{io, path::PathBuf};
 
 use crate::{
-    dataplane::{AttachError, DataplaneError},
+    dataplane::{AttachError, DataplaneError, EgressError, SocketError},
     maps::TableError,
     net::NetError,
     pins::PinError,
+    state::StateError,
 };
 
 /// Why the daemon cannot start, or stops.
@@ -38,12 +39,33 @@ pub enum DaemonError {
     /// The program cannot be attached.
     #[error("cannot attach to {0}")]
     Attach(#[from] AttachError),
+    /// The program on the way out cannot be attached.
+    #[error("cannot attach to {0}")]
+    Egress(#[from] EgressError),
+    /// This machine cannot replace kube-proxy as a whole.
+    #[error(
+        "`kubeProxyReplacement: strict` is not possible here:\n\n{0}\nMend that, or write `probe`: what \
+         is missing is then left to kube-proxy"
+    )]
+    Strict(String),
+    /// Calls of sockets cannot be served.
+    #[error("cannot serve sockets: {0}")]
+    Sockets(#[from] SocketError),
     /// The pin directory cannot be used.
     #[error(transparent)]
     Pin(#[from] PinError),
     /// The tables cannot be written.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// What was set through the API cannot be used.
+    #[error("{0}; a data path that runs goes on as it is")]
+    State(#[from] StateError),
+    /// A part of the daemon ended by itself.
+    #[error(
+        "{0} ended, which is a mistake of this program; the data path goes on without the daemon: start \
+         it again"
+    )]
+    Ended(&'static str),
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}")]
     Signal(io::Error),

@@ -55,7 +55,7 @@ impl Signals {
 }
 
 /// Whether this process may do without being root.
-pub(super) fn has_capabilities() -> bool {
+pub(crate) fn has_capabilities() -> bool {
     const SYS_ADMIN: u64 = 1 << 21;
     const NEEDED: u64 = 1 << 12 | 1 << 38 | 1 << 39; // NET_ADMIN, PERFMON, BPF
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

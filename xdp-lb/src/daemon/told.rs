@@ -3,22 +3,53 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use tracing::{error, info, warn};
+use xdp_lb_abi::FrontendKey;
+use xdp_lb_api::view::EventKind;
 use xdp_lb_plan::Refused;
 
+use super::journal::Journal;
+
 /// Messages that stand, by what they are about.
-#[derive(Default)]
 pub(super) struct Told {
+    journal: Journal,
     refused: Vec<Refused>,
+    /// Why, by frontend
+    refusals: BTreeMap<FrontendKey, String>,
     unreachable: BTreeMap<IpAddr, String>,
     devices: BTreeMap<String, String>,
 }
 
 impl Told {
+    /// Nothing was told yet; all that is goes into the journal too.
+    pub(super) fn new(journal: Journal) -> Self {
+        Self {
+            journal,
+            refused: Vec::new(),
+            refusals: BTreeMap::new(),
+            unreachable: BTreeMap::new(),
+            devices: BTreeMap::new(),
+        }
+    }
+
+    /// Why frontends cannot be served.
+    pub(super) fn refusals(&self) -> &BTreeMap<FrontendKey, String> {
+        &self.refusals
+    }
+
+    /// Why a backend cannot be reached.
+    pub(super) fn obstacle(&self, address: IpAddr) -> Option<&str> {
+        self.unreachable.get(&address).map(String::as_str)
+    }
+
     /// Frontends that cannot be served: those that are news.
     pub(super) fn refused(&mut self, refused: Vec<Refused>) {
         for one in refused.iter().filter(|one| !self.refused.contains(one)) {
             error!(service = one.service, frontend = %one.frontend, "cannot be served: {}", one.refusal);
+            let text = format!("{} of service {}: {}", one.frontend, one.service, one.refusal);
+            self.journal.push(EventKind::FrontendRefused, text);
         }
+        let why = refused.iter().map(|one| (one.key, one.refusal.to_string()));
+        self.refusals = why.collect();
         self.refused = refused;
     }
 
@@ -41,12 +72,19 @@ impl Told {
             }
         }
         let (some, more) = first(news);
-        some.iter().for_each(|text| warn!("no path to {text}"));
+        for text in some {
+            warn!("no path to {text}");
+            self.journal.push(EventKind::Unreachable, format!("no path to {text}"));
+        }
         if more > 0 {
             warn!("no path to {more} more backends either");
         }
         let (some, more) = first(again);
-        some.iter().for_each(|address| info!("there is a path to {address} again"));
+        for address in some {
+            info!("there is a path to {address} again");
+            let text = format!("there is a path to {address} again");
+            self.journal.push(EventKind::Reachable, text);
+        }
         if more > 0 {
             info!("there are paths to {more} more backends again");
         }
@@ -57,6 +95,7 @@ impl Told {
     pub(super) fn device(&mut self, device: &str, text: String) {
         if self.devices.get(device) != Some(&text) {
             error!("cannot attach to {text}");
+            self.journal.push(EventKind::Detached, format!("cannot attach to {text}"));
             self.devices.insert(device.to_owned(), text);
         }
     }

@@ -5,9 +5,8 @@ use aya::programs::{
     links::{FdLink, LinkError, PinnedLink},
     xdp::XdpLink,
 };
-use xdp_lb_abi::names;
 
-use super::{Dataplane, program};
+use super::{Dataplane, programs::load_xdp};
 use crate::{
     config::Attach,
     error::chain,
@@ -64,7 +63,8 @@ impl Dataplane {
     fn replace(&mut self, name: &LinkName) -> Result<(), AttachProblem> {
         let pinned = PinnedLink::from_pin(self.pins.link(name))?;
         let link = XdpLink::try_from(FdLink::from(pinned))?;
-        let xdp = program(&mut self.ebpf, names::XDP).map_err(|_| AttachProblem::Nothing)?;
+        let program = self.way_in();
+        let xdp = load_xdp(self.running(), program).map_err(|_| AttachProblem::Nothing)?;
         let id = xdp.attach_to_link(link)?;
         // The pin keeps it; this process's descriptor is not needed.
         drop(xdp.take_link(id)?);
@@ -74,7 +74,8 @@ impl Dataplane {
     fn attach_new(&mut self, name: &LinkName) -> Result<(), AttachProblem> {
         let path = self.pins.link(name);
         let mode = if name.native { XdpMode::Driver } else { XdpMode::Skb };
-        let xdp = program(&mut self.ebpf, names::XDP).map_err(|_| AttachProblem::Nothing)?;
+        let program = self.way_in();
+        let xdp = load_xdp(self.running(), program).map_err(|_| AttachProblem::Nothing)?;
         let id = xdp.attach_to_if_index(name.ifindex, mode)?;
         let link = xdp.take_link(id)?;
         // A link that is not a descriptor would end with this process: it is detached by the drop.
@@ -89,6 +90,7 @@ impl Dataplane {
     ///
     /// Where the pin cannot be removed.
     pub fn detach(&self, name: &LinkName) -> Result<(), PinError> {
+        self.pins.remove(&self.pins.egress(&name.device, name.ifindex))?;
         self.pins.remove(&self.pins.link(name))
     }
 

@@ -85,10 +85,7 @@ fn total(
     index: u32,
 ) -> Result<Traffic, TableError> {
     let values = map.get(&index, 0).map_err(|source| operation(name, "read", source))?;
-    Ok(values.iter().fold(Traffic::default(), |sum, one| Traffic {
-        packets: sum.packets + one.packets,
-        bytes: sum.bytes + one.bytes,
-    }))
+    Ok(values.iter().fold(Traffic::default(), Traffic::plus))
 }
 
 fn zero(

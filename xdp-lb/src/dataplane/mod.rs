@@ -3,27 +3,46 @@
 
 mod attach;
 mod counters;
+pub(crate) mod egress;
+mod figures;
+mod flows;
+mod footprint;
+mod monitoring;
+mod nat;
+mod networks;
+mod programs;
 mod sizes;
+mod sockets;
+mod tracing;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::{collections::BTreeMap, io};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
-    maps::{
-        Array, DevMap, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key, xdp::XdpMapError,
-    },
-    programs::{ProgramError, Xdp},
+    maps::{Array, DevMap, HashMap, Map, MapData, MapError, xdp::XdpMapError},
+    pin::PinError as AyaPinError,
+    programs::{ProgramError, SchedClassifier, Xdp},
 };
-use xdp_lb_abi::{Address, Backend, Bucket, Device, PeerKey, Service, Settings, names};
+use xdp_lb_abi::{Backend, Bucket, Device, Service, Settings, SocketSettings, names};
 use xdp_lb_plan::{Layout, Op, record_count};
 
-use self::sizes::{ALL_MAPS, Sizes};
+pub(crate) use self::footprint::footprint;
 pub use self::{
     attach::{AttachError, AttachProblem},
     counters::Counters,
+    egress::{EgressError, EgressProblem},
+    figures::{Fill, ProgramFigures, fill},
+    flows::{Flows, Snapshot},
+    monitoring::{MonitorSet, Monitored, next_event},
+    nat::{NatFlows, Swept},
+    programs::{Stages, load_programs, load_way_in},
+    sockets::{SocketCounters, SocketError, SocketRecords, cgroup_root, try_hooks},
+    tracing::{Ran, TraceSet},
+};
+use self::{
+    networks::{Networks, sync},
+    programs::load_xdp,
+    sizes::{ALL_MAPS, Sizes},
 };
 use crate::{
     config::Limits,
@@ -51,6 +70,9 @@ pub enum DataplaneError {
     /// The object has no such program.
     #[error("the eBPF object has no program {0}")]
     NoProgram(&'static str),
+    /// The stages cannot be pinned.
+    #[error("cannot pin the stages of the program: {}", chain(.0))]
+    PinStages(#[source] AyaPinError),
     /// A map cannot be used.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -62,6 +84,11 @@ pub enum DataplaneError {
 /// The data path in the kernel.
 pub struct Dataplane {
     ebpf: Ebpf,
+    stages: Stages,
+    /// What is attached instead, while somebody watches
+    monitor: Option<Box<MonitorSet>>,
+    /// Why the programs for sockets cannot be used
+    no_sockets: Option<String>,
     pins: Pins,
     layout: Layout,
     sizes: Sizes,
@@ -71,17 +98,47 @@ pub struct Dataplane {
     /// The planner's arrays
     pub arrays: Arrays,
     settings: Array<MapData, Settings>,
+    socket_settings: Array<MapData, SocketSettings>,
     devices: Array<MapData, Device>,
     devmap: DevMap<MapData>,
     device_of: HashMap<MapData, u32, u32>,
-    addresses: HashMap<MapData, Address, u32>,
-    peers: LpmTrie<MapData, PeerKey, u32>,
+    networks: Networks,
+    /// Recorded flows
+    pub flows: Flows,
+    /// Clients of services with session affinity
+    pub clients: Flows,
     /// Counters
     pub counters: Counters,
 }
 
+/// What a data path begins with.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Start {
+    /// Maps that are pinned
+    Adopt,
+    /// New maps, which are pinned
+    New,
+    /// New maps, which end with the process
+    Apart,
+}
+
 fn operation(map: &'static str, operation: &'static str, source: MapError) -> TableError {
     TableError::Operation { map, operation, source }
+}
+
+/// Whether somebody was killed who made the first maps: some are missing, or none was ever filled, and
+/// nothing runs on them.
+fn is_half_made(pins: &Pins) -> Result<bool, DataplaneError> {
+    if !pins.links()?.is_empty() {
+        return Ok(false);
+    }
+    if ALL_MAPS.iter().any(|name| !pins.map(name).exists()) {
+        return Ok(true);
+    }
+    let settings: Array<MapData, Settings> = open(pins, names::SETTINGS, Map::Array)?;
+    let settings =
+        settings.get(&0, 0).map_err(|source| operation(names::SETTINGS, "read", source))?;
+    Ok(settings.buckets() == 0)
 }
 
 impl Dataplane {
@@ -94,9 +151,14 @@ impl Dataplane {
     ///
     /// Where the kernel refuses; nothing is changed then, and nothing left behind.
     pub fn open(pins: Pins, limits: &Limits) -> Result<Self, DataplaneError> {
-        let existed = pins.exists()?;
+        let mut existed = pins.exists()?;
+        if existed && is_half_made(&pins)? {
+            pins.clear()?;
+            existed = false;
+        }
         pins.create()?;
-        match Self::load(pins.clone(), limits, existed) {
+        let start = if existed { Start::Adopt } else { Start::New };
+        match Self::load(pins.clone(), limits, start) {
             Err(error) if !existed => {
                 pins.clear()?;
                 Err(error)
@@ -105,26 +167,29 @@ impl Dataplane {
         }
     }
 
-    fn load(pins: Pins, limits: &Limits, existed: bool) -> Result<Self, DataplaneError> {
+    /// Makes a data path that is nobody else's: nothing is pinned, so it ends with this value. It can
+    /// run packets ([`Dataplane::program`]), and attaches to no device.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses.
+    pub fn apart(limits: &Limits) -> Result<Self, DataplaneError> {
+        Self::load(Pins::new(""), limits, Start::Apart)
+    }
+
+    fn load(pins: Pins, limits: &Limits, start: Start) -> Result<Self, DataplaneError> {
         let mut sizes = Sizes::of(limits);
-        if existed {
+        if start == Start::Adopt {
             sizes = sizes.with_pinned(&pins)?;
         }
-        let mut loader = EbpfLoader::new();
-        loader.verifier_log_level(VerifierLogLevel::STATS);
-        for (name, entries) in sizes.iter() {
-            loader.map_max_entries(name, entries);
-        }
-        for name in ALL_MAPS {
-            loader.map_pin_path(name, pins.map(name));
-        }
-        let mut ebpf = loader.load(OBJECT).map_err(DataplaneError::Load)?;
-        program(&mut ebpf, names::XDP)?
-            .load()
-            .map_err(|source| DataplaneError::Program { program: names::XDP, source })?;
+        let own = (start != Start::Apart).then_some(&pins);
+        let mut ebpf = load_object(OBJECT, own, &sizes)?;
+        let stages = load_programs(&mut ebpf)?;
+        let no_sockets = sockets::load_all(&mut ebpf);
 
         let arrays = Arrays {
             frontends: mapped::<Bucket>(&mut ebpf, names::FRONTENDS)?,
+            ports: mapped::<u64>(&mut ebpf, names::PORT_FILTER)?,
             services: mapped::<Service>(&mut ebpf, names::SERVICES)?,
             arena: mapped::<u64>(&mut ebpf, names::ARENA)?,
             backends: mapped::<Backend>(&mut ebpf, names::BACKENDS)?,
@@ -137,25 +202,48 @@ impl Dataplane {
         };
         let had =
             settings.get(&0, 0).map_err(|source| operation(names::SETTINGS, "read", source))?;
-        let adopted = existed && had.buckets() != 0;
+        let adopted = start == Start::Adopt && had.buckets() != 0;
         let layout = sizes.layout(if adopted { had.frontend_seed() } else { random() });
         if arrays.services.entries() < record_count(&layout) {
             return Err(TableError::Unsound("SERVICES is too small".to_owned()).into());
         }
+        if start != Start::Apart {
+            stages.pin(&pins)?;
+        }
         Ok(Self {
+            stages,
+            monitor: None,
+            no_sockets,
             pins,
             layout,
-            sizes,
             adopted,
             flow_key: adopted.then(|| had.flow_key()),
             arrays,
             settings,
+            socket_settings: take(&mut ebpf, names::SOCKET_SETTINGS)?,
             devices: take(&mut ebpf, names::DEVICES)?,
             devmap: take(&mut ebpf, names::DEVMAP)?,
             device_of: take(&mut ebpf, names::DEVICE_OF)?,
-            addresses: take(&mut ebpf, names::ADDRESSES)?,
-            peers: take(&mut ebpf, names::PEERS)?,
+            networks: Networks {
+                known: None,
+                addresses: take(&mut ebpf, names::ADDRESSES)?,
+                filter: take(&mut ebpf, names::ADDRESS_FILTER)?,
+                peers: take(&mut ebpf, names::PEERS)?,
+                pods: take(&mut ebpf, names::PODS)?,
+                sources: take(&mut ebpf, names::SOURCES)?,
+            },
+            flows: Flows::new(
+                names::FLOWS,
+                take(&mut ebpf, names::FLOWS)?,
+                sizes.entries(names::FLOWS),
+            ),
+            clients: Flows::new(
+                names::CLIENTS,
+                take(&mut ebpf, names::CLIENTS)?,
+                sizes.entries(names::CLIENTS),
+            ),
             counters,
+            sizes,
             ebpf,
         })
     }
@@ -205,14 +293,25 @@ impl Dataplane {
         result
     }
 
-    /// Writes what holds for the whole instance.
+    /// Writes what holds for the whole instance; `with` adds what is neither key nor size. Where flows of
+    /// mode `snat` may be left, `keep_nat`, their answers are looked up as before.
     ///
     /// # Errors
     ///
     /// Where the kernel refuses.
-    pub fn configure(&mut self, hash_key: [u8; 16], icmp_rate: u32) -> Result<(), TableError> {
+    pub fn configure(
+        &mut self,
+        hash_key: [u8; 16],
+        icmp_rate: u32,
+        keep_nat: bool,
+        with: impl FnOnce(Settings) -> Settings,
+    ) -> Result<(), TableError> {
+        let had = self.settings.get(&0, 0);
+        let had = had.map_err(|source| operation(names::SETTINGS, "read", source))?;
         let settings =
             Settings::new(flow_key(hash_key), self.layout.seed, self.layout.buckets, icmp_rate);
+        let settings = with(settings);
+        let settings = if keep_nat { settings.with_answers_of(&had) } else { settings };
         self.settings
             .set(0, settings, 0)
             .map_err(|source| operation(names::SETTINGS, "write", source))
@@ -251,32 +350,14 @@ impl Dataplane {
         sync(&mut self.device_of, names::DEVICE_OF, &want)
     }
 
-    /// Makes the table of addresses hold exactly this.
+    /// Forgets the programs that earlier runs left, and those that told who watched; once every device
+    /// runs this run's plain ones.
     ///
     /// # Errors
     ///
-    /// Where the kernel refuses.
-    pub fn set_addresses(&mut self, want: &BTreeMap<Address, u32>) -> Result<(), TableError> {
-        sync(&mut self.addresses, names::ADDRESSES, want)
-    }
-
-    /// Makes the table of peers hold exactly these.
-    ///
-    /// # Errors
-    ///
-    /// Where the kernel refuses.
-    pub fn set_peers(&mut self, want: &BTreeSet<(u32, PeerKey)>) -> Result<(), TableError> {
-        let error = |what| move |source| operation(names::PEERS, what, source);
-        let have: Result<BTreeSet<(u32, PeerKey)>, MapError> =
-            self.peers.keys().map(|key| key.map(|key| (key.prefix_len(), key.data()))).collect();
-        let have = have.map_err(error("read"))?;
-        for &(length, key) in want.difference(&have) {
-            self.peers.insert(&Key::new(length, key), 1, 0).map_err(error("write"))?;
-        }
-        for &(length, key) in have.difference(want) {
-            self.peers.remove(&Key::new(length, key)).map_err(error("write"))?;
-        }
-        Ok(())
+    /// Where a pin cannot be removed.
+    pub fn retire_programs(&self) -> Result<(), DataplaneError> {
+        self.stages.retire_others(&self.pins)
     }
 
     /// A program of the object, loaded: for test runs.
@@ -285,11 +366,16 @@ impl Dataplane {
     ///
     /// Where the object has no such program, or the kernel refuses it.
     pub fn program(&mut self, name: &'static str) -> Result<&mut Xdp, DataplaneError> {
-        let program = program(&mut self.ebpf, name)?;
-        match program.load() {
-            Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
-            Err(source) => Err(DataplaneError::Program { program: name, source }),
-        }
+        load_xdp(&mut self.ebpf, name)
+    }
+
+    /// The program on the way out, loaded: for test runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dataplane::program`].
+    pub fn program_out(&mut self) -> Result<&mut SchedClassifier, DataplaneError> {
+        programs::load_egress(&mut self.ebpf)
     }
 
     /// Detaches from everything and removes every trace.
@@ -302,15 +388,36 @@ impl Dataplane {
     }
 }
 
-/// The key of the hash of flows: the halves of the cluster's key, as little-endian numbers.
-fn flow_key(hash_key: [u8; 16]) -> [u64; 2] {
-    let key = u128::from_le_bytes(hash_key);
-    [key as u64, (key >> 64) as u64]
+/// Loads an object over the maps that are pinned, or makes and pins them; without pins, over maps of its
+/// own.
+fn load_object(object: &[u8], pins: Option<&Pins>, sizes: &Sizes) -> Result<Ebpf, DataplaneError> {
+    let mut loader = EbpfLoader::new();
+    loader.verifier_log_level(VerifierLogLevel::STATS);
+    for (name, entries) in sizes.iter() {
+        loader.map_max_entries(name, entries);
+    }
+    if let Some(pins) = pins {
+        for name in ALL_MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    loader.load(object).map_err(DataplaneError::Load)
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, DataplaneError> {
-    let program = ebpf.program_mut(name).ok_or(DataplaneError::NoProgram(name))?;
-    program.try_into().map_err(|source| DataplaneError::Program { program: name, source })
+/// Loads another set of the programs over the maps of a data path that runs; makes no map that is
+/// missing.
+fn load_beside(object: &[u8], pins: &Pins) -> Result<Ebpf, DataplaneError> {
+    if let Some(missing) = ALL_MAPS.into_iter().find(|name| !pins.map(name).exists()) {
+        return Err(TableError::NotPinned(missing).into());
+    }
+    let sizes = Sizes::of(&Limits::default()).with_pinned(pins)?;
+    load_object(object, Some(pins), &sizes)
+}
+
+/// The key of the hash of flows: the halves of the cluster's key, as little-endian numbers.
+pub(crate) fn flow_key(hash_key: [u8; 16]) -> [u64; 2] {
+    let key = u128::from_le_bytes(hash_key);
+    [key as u64, (key >> 64) as u64]
 }
 
 fn take<M: TryFrom<Map, Error = MapError>>(
@@ -357,6 +464,7 @@ pub fn open_arrays(pins: &Pins) -> Result<(Arrays, Settings), TableError> {
     }
     let arrays = Arrays {
         frontends: array::<Bucket>(pins, names::FRONTENDS)?,
+        ports: array::<u64>(pins, names::PORT_FILTER)?,
         services: array::<Service>(pins, names::SERVICES)?,
         arena: array::<u64>(pins, names::ARENA)?,
         backends: array::<Backend>(pins, names::BACKENDS)?,
@@ -367,23 +475,29 @@ pub fn open_arrays(pins: &Pins) -> Result<(Arrays, Settings), TableError> {
     Ok((arrays, settings))
 }
 
-/// Makes a hash map hold exactly this; what is new comes before what is old goes.
-fn sync<K: aya::Pod + Ord>(
-    map: &mut HashMap<MapData, K, u32>,
-    name: &'static str,
-    want: &BTreeMap<K, u32>,
-) -> Result<(), TableError> {
-    let have: Result<BTreeMap<K, u32>, MapError> = map.iter().collect();
-    let have = have.map_err(|source| operation(name, "read", source))?;
-    for (key, value) in want {
-        if have.get(key) != Some(value) {
-            map.insert(key, value, 0).map_err(|source| operation(name, "write", source))?;
-        }
-    }
-    for key in have.keys().filter(|key| !want.contains_key(key)) {
-        map.remove(key).map_err(|source| operation(name, "write", source))?;
-    }
-    Ok(())
+/// The cluster's key, as a data path that is pinned has it.
+///
+/// # Errors
+///
+/// Where its settings may not be read.
+pub(crate) fn hash_key(pins: &Pins) -> Result<[u8; 16], TableError> {
+    let settings: Array<MapData, Settings> = open(pins, names::SETTINGS, Map::Array)?;
+    let settings =
+        settings.get(&0, 0).map_err(|source| operation(names::SETTINGS, "read", source))?;
+    let [low, high] = settings.flow_key();
+    Ok((u128::from(high) << 64 | u128::from(low)).to_le_bytes())
+}
+
+/// The devices that packets leave by, of a data path that is pinned.
+///
+/// # Errors
+///
+/// Where they are not there, or may not be read.
+pub fn devices(pins: &Pins) -> Result<Vec<Device>, TableError> {
+    let map: Array<MapData, Device> = open(pins, names::DEVICES, Map::Array)?;
+    let all: Result<Vec<Device>, MapError> = map.iter().collect();
+    let all = all.map_err(|source| operation(names::DEVICES, "read", source))?;
+    Ok(all.into_iter().filter(|device| device.ifindex() != 0).collect())
 }
 
 /// 64 bits that nobody outside knows.

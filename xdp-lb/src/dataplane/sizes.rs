@@ -11,9 +11,15 @@ use crate::{config::Limits, maps::TableError, pins::Pins};
 /// since new ones are written before old ones are removed.
 const OWN_ADDRESSES: u32 = 4096;
 
-/// Every map of the object.
-pub(super) const ALL_MAPS: [&str; 15] = [
+/// Clients that use two frontends on one pod from one port: rare.
+const TRANSLATIONS: u32 = 16_384;
+/// Packets of which fragments are on their way.
+const FRAGMENTS: u32 = 16_384;
+
+/// Every map of the object that outlives the daemon.
+pub(super) const ALL_MAPS: [&str; 30] = [
     names::FRONTENDS,
+    names::PORT_FILTER,
     names::SERVICES,
     names::ARENA,
     names::BACKENDS,
@@ -22,12 +28,26 @@ pub(super) const ALL_MAPS: [&str; 15] = [
     names::DEVICE_OF,
     names::ADDRESSES,
     names::PEERS,
+    names::ADDRESS_FILTER,
+    names::PODS,
+    names::SOURCES,
+    names::ANSWERS,
+    names::ANSWER_FILTER,
+    names::TRANSLATIONS,
+    names::FRAGMENTS,
+    names::ANSWER_FRAGMENTS,
+    names::NAT_FORWARD,
+    names::NAT_REVERSE,
+    names::CLIENTS,
     names::FLOWS,
     names::SETTINGS,
     names::FRONTEND_STATS,
     names::BACKEND_STATS,
     names::REASON_STATS,
     names::LIMITER,
+    names::SOCKETS,
+    names::SOCKET_SETTINGS,
+    names::SOCKET_STATS,
 ];
 
 /// How many entries each map has.
@@ -53,6 +73,14 @@ impl Sizes {
             (names::BACKENDS, limits.backends),
             (names::ADDRESSES, limits.frontends.saturating_mul(2).saturating_add(OWN_ADDRESSES)),
             (names::FLOWS, limits.flows),
+            (names::CLIENTS, limits.clients),
+            (names::ANSWERS, limits.answers),
+            (names::TRANSLATIONS, TRANSLATIONS),
+            (names::FRAGMENTS, FRAGMENTS),
+            (names::ANSWER_FRAGMENTS, FRAGMENTS),
+            (names::NAT_FORWARD, limits.nat_flows),
+            (names::NAT_REVERSE, limits.nat_flows),
+            (names::SOCKETS, limits.sockets),
             (names::FRONTEND_STATS, limits.frontends),
             (names::BACKEND_STATS, limits.backends),
         ])
@@ -73,15 +101,18 @@ impl Sizes {
         self.0.iter().copied()
     }
 
+    /// Entries of a map; 0 where its size is not a matter of limits.
+    pub(super) fn entries(&self, map: &str) -> u32 {
+        self.iter().find(|(name, _)| *name == map).map_or(0, |(_, size)| size)
+    }
+
     /// The tables' layout; `seed` as in [`Layout`].
     pub(super) fn layout(&self, seed: u64) -> Layout {
-        let size =
-            |wanted| self.iter().find(|(name, _)| *name == wanted).map_or(0, |(_, size)| size);
         Layout {
-            frontends: size(names::FRONTEND_STATS),
-            backends: size(names::BACKENDS),
-            words: size(names::ARENA),
-            buckets: size(names::FRONTENDS),
+            frontends: self.entries(names::FRONTEND_STATS),
+            backends: self.entries(names::BACKENDS),
+            words: self.entries(names::ARENA),
+            buckets: self.entries(names::FRONTENDS),
             seed,
         }
     }

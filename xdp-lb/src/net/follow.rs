@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use tokio::{
     sync::watch,
     task::{AbortHandle, JoinSet},
@@ -14,6 +16,7 @@ use tokio::{
 
 use super::{
     Hop, View,
+    asker::Asker,
     path::{path, wanted_neighbour},
     resolve::{Resolver, Rounds},
     route::Route,
@@ -25,8 +28,10 @@ use super::{
 const REREAD_EVERY: Duration = Duration::from_secs(30);
 /// Pause after a failed or overrun read, and before a new socket.
 const REREAD_PAUSE: Duration = Duration::from_secs(1);
-/// How many requests the kernel gets at once.
-const IN_FLIGHT: usize = 64;
+/// How many routes are asked for before the worker looks at other things.
+const BATCH: usize = 1024;
+/// Changed networks that are kept apart; where there are more, every route is asked for.
+const MOST_NETWORKS: usize = 1000;
 /// From one look at all paths to the next, however many neighbours change in between …
 const SETTLE_INTERVAL: Duration = Duration::from_millis(50);
 /// … and looking takes at most one part in this many of the time, even where paths are many.
@@ -82,7 +87,7 @@ impl Drop for Follower {
 }
 
 enum Answer {
-    Route(IpAddr, Result<Route, NetError>),
+    Routes(Asker, Vec<(IpAddr, Result<Route, NetError>)>),
     Used(Hop, Result<(), NetError>),
 }
 
@@ -98,9 +103,11 @@ struct Worker {
     routes: BTreeMap<IpAddr, Option<Route>>,
     /// Routes to ask for as soon as there is room.
     to_ask: BTreeSet<IpAddr>,
-    /// Route questions without an answer.
-    asking: usize,
+    /// Asks for routes; nothing while it does.
+    asker: Option<Asker>,
     rounds: Rounds,
+    /// What the next round asks for
+    changed: Changed,
     resolver: Resolver,
 
     reread_at: Instant,
@@ -108,6 +115,44 @@ struct Worker {
     settle_not_before: Instant,
     look_at: Instant,
     warned: Option<Instant>,
+}
+
+/// Destinations whose routes may have changed.
+#[derive(Debug, Eq, PartialEq)]
+enum Changed {
+    /// Those in these networks
+    In(BTreeSet<IpNet>),
+    /// Any
+    All,
+}
+
+impl Changed {
+    const NONE: Self = Self::In(BTreeSet::new());
+
+    fn add(&mut self, network: IpNet) {
+        if let Self::In(networks) = self {
+            networks.insert(network);
+            if networks.len() > MOST_NETWORKS {
+                *self = Self::All;
+            }
+        }
+    }
+
+    /// Those among these.
+    fn among<'a, T>(
+        &self,
+        routes: &'a BTreeMap<IpAddr, T>,
+    ) -> Box<dyn Iterator<Item = IpAddr> + 'a> {
+        match self {
+            Self::All => Box::new(routes.keys().copied()),
+            Self::In(networks) => {
+                let ranges: Vec<_> =
+                    networks.iter().map(|net| net.network()..=net.broadcast()).collect();
+                let found = ranges.into_iter().flat_map(|range| routes.range(range));
+                Box::new(found.map(|(destination, _)| *destination))
+            }
+        }
+    }
 }
 
 /// Why the worker's loop ended.
@@ -126,6 +171,7 @@ impl Worker {
         // Events first: what changes while the tables are read is then told as well.
         let events = Events::open()?;
         let requests = Requests::open()?;
+        let asker = Asker::open()?;
         let tables = requests.tables().await?;
         let now = Instant::now();
         Ok(Self {
@@ -137,8 +183,9 @@ impl Worker {
             tables,
             routes: BTreeMap::new(),
             to_ask: BTreeSet::new(),
-            asking: 0,
+            asker: Some(asker),
             rounds: Rounds::default(),
+            changed: Changed::NONE,
             resolver: Resolver::default(),
             reread_at: now + REREAD_EVERY,
             settle_at: None,
@@ -163,7 +210,9 @@ impl Worker {
         self.events = Events::open()?;
         self.requests = Requests::open()?;
         self.answers = JoinSet::new();
-        self.asking = 0;
+        self.asker = Some(Asker::open()?);
+        // The answer that would have ended a round will not come.
+        self.rounds = Rounds::default();
         self.to_ask.extend(self.routes.keys());
         self.reread_at = Instant::now();
         Ok(())
@@ -211,47 +260,66 @@ impl Worker {
             Effect::Nothing => {}
             Effect::Neighbour(hop) if self.resolver.wants(&hop) => self.settle_soon(),
             Effect::Neighbour(_) => {}
+            Effect::Network(network) => {
+                self.changed.add(network);
+                self.rounds.request(now);
+            }
             Effect::Routes => {
+                self.changed = Changed::All;
                 self.rounds.request(now);
                 self.settle_soon();
             }
         }
     }
 
-    /// Fills the room for questions.
+    /// Has the next routes asked for, unless some are being asked for.
     fn ask(&mut self) {
-        while self.asking < IN_FLIGHT
+        if self.to_ask.is_empty() {
+            return;
+        }
+        let Some(mut asker) = self.asker.take() else { return };
+        let mut destinations = Vec::new();
+        while destinations.len() < BATCH
             && let Some(destination) = self.to_ask.pop_first()
         {
-            let question = self.requests.route(destination);
-            self.answers.spawn(async move { Answer::Route(destination, question.await) });
-            self.asking += 1;
+            destinations.push(destination);
         }
+        self.answers.spawn_blocking(move || {
+            let routes = asker.ask(&destinations);
+            Answer::Routes(asker, destinations.into_iter().zip(routes).collect())
+        });
     }
 
     fn take_answer(&mut self, answer: Answer, now: Instant) {
         match answer {
-            Answer::Route(destination, result) => {
-                self.asking -= 1;
-                if self.asking == 0 && self.to_ask.is_empty() {
+            Answer::Routes(asker, routes) => {
+                self.asker = Some(asker);
+                if self.to_ask.is_empty() {
                     self.rounds.finish(now);
                 }
-                // It may not be wanted any more.
-                let Some(known) = self.routes.get_mut(&destination) else { return };
-                match result {
-                    Ok(route) if known.as_ref() == Some(&route) => {}
-                    Ok(route) => {
-                        *known = Some(route);
-                        self.settle_soon();
-                    }
-                    Err(error) => {
-                        tracing::debug!(%destination, %error, "route unknown; asking again");
-                        self.rounds.request(now + REREAD_PAUSE);
-                    }
+                for (destination, result) in routes {
+                    self.take_route(destination, result, now);
                 }
             }
             Answer::Used(_, Ok(())) => {}
             Answer::Used(hop, Err(error)) => self.report_unresolvable(hop, &error, now),
+        }
+    }
+
+    fn take_route(&mut self, destination: IpAddr, result: Result<Route, NetError>, now: Instant) {
+        // It may not be wanted any more.
+        let Some(known) = self.routes.get_mut(&destination) else { return };
+        match result {
+            Ok(route) if known.as_ref() == Some(&route) => {}
+            Ok(route) => {
+                *known = Some(route);
+                self.settle_soon();
+            }
+            Err(error) => {
+                tracing::debug!(%destination, %error, "route unknown; asking again");
+                self.changed.add(destination.into());
+                self.rounds.request(now + REREAD_PAUSE);
+            }
         }
     }
 
@@ -308,7 +376,8 @@ impl Worker {
     fn keep_time(&mut self, now: Instant) {
         if self.rounds.next().is_some_and(|at| at <= now) {
             self.rounds.start(now);
-            self.to_ask.extend(self.routes.keys());
+            let changed = mem::replace(&mut self.changed, Changed::NONE);
+            self.to_ask.extend(changed.among(&self.routes));
             if self.to_ask.is_empty() {
                 self.rounds.finish(now);
             }
@@ -336,6 +405,7 @@ impl Worker {
         let view = View {
             links: self.tables.links().clone(),
             addresses: self.tables.addresses().collect(),
+            primary: self.tables.primary().collect(),
             paths,
         };
         self.view.send_if_modified(|current| {
@@ -359,5 +429,42 @@ impl Worker {
             let request = self.requests.use_neighbour(hop);
             self.answers.spawn(async move { Answer::Used(hop, request.await) });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_in_changed_networks_are_found() {
+        let destinations = ["10.1.1.1", "10.1.2.255", "10.2.0.0", "fd00::1", "fd00:1::"];
+        let routes: BTreeMap<IpAddr, ()> =
+            destinations.iter().map(|text| (text.parse().unwrap(), ())).collect();
+        let among = |networks: &[&str]| -> Vec<String> {
+            let mut changed = Changed::NONE;
+            for network in networks {
+                changed.add(network.parse().unwrap());
+            }
+            changed.among(&routes).map(|one| one.to_string()).collect()
+        };
+        assert!(among(&[]).is_empty());
+        assert_eq!(among(&["10.1.0.0/16"]), ["10.1.1.1", "10.1.2.255"]);
+        assert_eq!(among(&["10.1.2.255/32", "fd00:1::/32"]), ["10.1.2.255", "fd00:1::"]);
+        assert_eq!(among(&["0.0.0.0/0"]), ["10.1.1.1", "10.1.2.255", "10.2.0.0"]);
+        assert_eq!(among(&["::/0"]), ["fd00::1", "fd00:1::"]);
+        assert!(among(&["192.0.2.0/24"]).is_empty());
+    }
+
+    #[test]
+    fn where_too_many_networks_change_all_is_asked_for() {
+        let mut changed = Changed::NONE;
+        for number in 0..=MOST_NETWORKS as u32 {
+            assert_ne!(changed, Changed::All);
+            changed.add(IpAddr::from(number.to_be_bytes()).into());
+        }
+        assert_eq!(changed, Changed::All);
+        changed.add(IpAddr::from([10, 0, 0, 1]).into());
+        assert_eq!(changed, Changed::All);
     }
 }

@@ -8,7 +8,9 @@
 //! [`Follower`] does the I/O; folding messages, reading route answers, joining both into paths and
 //! deciding when to ask again are pure.
 
+mod asker;
 mod follow;
+pub(crate) mod orphans;
 mod path;
 mod resolve;
 mod route;
@@ -32,6 +34,8 @@ pub struct View {
     pub links: BTreeMap<u32, Link>,
     /// Own addresses: (interface index, address)
     pub addresses: BTreeSet<(u32, IpAddr)>,
+    /// Those of them that are the first of their subnet
+    pub primary: BTreeSet<(u32, IpAddr)>,
     /// The path to each destination of [`Follower::set_destinations`], by address
     pub paths: BTreeMap<IpAddr, Path>,
 }

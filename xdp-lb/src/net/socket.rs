@@ -20,11 +20,7 @@ use rtnetlink::{
 };
 use tokio::task::JoinHandle;
 
-use super::{
-    Hop,
-    route::{self, Route},
-    tables::Tables,
-};
+use super::{Hop, tables::Tables};
 
 /// An answer that takes longer was lost: the kernel builds it while the request is being sent.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -192,32 +188,6 @@ impl Requests {
                 exchange(self.handle.clone(), question.clone(), flags, what, LIST_WITHIN).await?;
             if !answers.interrupted || attempts == LIST_ATTEMPTS {
                 return Ok(answers.messages);
-            }
-        }
-    }
-
-    /// Asks for the route to `destination`. The future does not borrow from `self`.
-    pub(super) fn route(
-        &self,
-        destination: IpAddr,
-    ) -> impl Future<Output = Result<Route, NetError>> + Send + use<> {
-        let handle = self.handle.clone();
-        async move {
-            let question = RouteNetlinkMessage::GetRoute(route::question(destination));
-            let what = "find a route";
-            match exchange(handle, question, NLM_F_REQUEST, what, ANSWER_WITHIN).await {
-                Ok(answers) => {
-                    let [RouteNetlinkMessage::NewRoute(answer), ..] = answers.messages.as_slice()
-                    else {
-                        return Err(NetError::NoAnswer { what });
-                    };
-                    Ok(route::answer(destination, answer))
-                }
-                Err(NetError::Refused { what, source }) => match source.raw_os_error() {
-                    Some(errno) => Ok(route::refusal(errno)),
-                    None => Err(NetError::Refused { what, source }),
-                },
-                Err(other) => Err(other),
             }
         }
     }

@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
+
+use ipnet::IpNet;
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{
         InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
         LinkMessage,
@@ -15,6 +17,7 @@ use netlink_packet_route::{
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
+    route::{RouteAddress, RouteAttribute, RouteMessage},
 };
 
 use super::{Hop, Link};
@@ -23,8 +26,12 @@ use super::{Hop, Link};
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(super) struct Tables {
     links: BTreeMap<u32, Link>,
+    /// Those of each link that routes may depend on
+    flags: BTreeMap<u32, LinkFlags>,
     /// With the prefix length: the kernel knows one address twice if the lengths differ.
     addresses: BTreeSet<(u32, IpAddr, u8)>,
+    /// Those that the kernel made, or the administrator added, beside a first one in its subnet
+    secondary: BTreeSet<(u32, IpAddr)>,
     neighbours: HashMap<Hop, Neighbour>,
 }
 
@@ -42,7 +49,9 @@ pub(super) enum Effect {
     Nothing,
     /// The MAC address of this neighbour came, went or changed.
     Neighbour(Hop),
-    /// Links, addresses, routes or rules: any route may lead elsewhere now.
+    /// Routes to destinations in this network may lead elsewhere now.
+    Network(IpNet),
+    /// Links, addresses or rules: any route may lead elsewhere now.
     Routes,
 }
 
@@ -53,6 +62,17 @@ impl Tables {
 
     pub(super) fn addresses(&self) -> impl Iterator<Item = (u32, IpAddr)> {
         self.addresses.iter().map(|&(device, address, _)| (device, address))
+    }
+
+    /// Own addresses in a subnet that are the first there: neither secondary, nor temporary, nor
+    /// single ones.
+    pub(super) fn primary(&self) -> impl Iterator<Item = (u32, IpAddr)> {
+        let in_subnet = |(_, address, length): &&(u32, IpAddr, u8)| {
+            *length < if address.is_ipv4() { 32 } else { 128 }
+        };
+        let own = self.addresses.iter().filter(in_subnet);
+        let own = own.map(|&(device, address, _)| (device, address));
+        own.filter(|one| !self.secondary.contains(one))
     }
 
     pub(super) fn neighbour(&self, hop: &Hop) -> Option<&Neighbour> {
@@ -72,10 +92,10 @@ impl Tables {
             RouteNetlinkMessage::DelAddress(address) => self.address(address, false),
             RouteNetlinkMessage::NewNeighbour(neighbour) => self.neighbour_said(neighbour, true),
             RouteNetlinkMessage::DelNeighbour(neighbour) => self.neighbour_said(neighbour, false),
-            RouteNetlinkMessage::NewRoute(_)
-            | RouteNetlinkMessage::DelRoute(_)
-            | RouteNetlinkMessage::NewRule(_)
-            | RouteNetlinkMessage::DelRule(_) => Effect::Routes,
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                network(route).map_or(Effect::Routes, Effect::Network)
+            }
+            RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => Effect::Routes,
             _ => Effect::Nothing,
         }
     }
@@ -85,10 +105,12 @@ impl Tables {
             return Effect::Nothing;
         }
         let Some(link) = parse_link(message) else { return Effect::Nothing };
-        self.links.insert(link.index, link);
-        // Also where nothing changed that a `Link` shows: an IPv4 route dies with its device's
-        // flags, and no message of its own says so.
-        Effect::Routes
+        // An IPv4 route dies with its device's flags, and no message of its own says so. Who listens on
+        // a device changes no route.
+        let flags = message.header.flags.difference(LinkFlags::Promisc | LinkFlags::Allmulti);
+        let had_flags = self.flags.insert(link.index, flags);
+        let had = self.links.insert(link.index, link.clone());
+        if had_flags == Some(flags) && had == Some(link) { Effect::Nothing } else { Effect::Routes }
     }
 
     fn del_link(&mut self, message: &LinkMessage) -> Effect {
@@ -97,7 +119,9 @@ impl Tables {
         }
         let index = message.header.index;
         self.links.remove(&index);
+        self.flags.remove(&index);
         self.addresses.retain(|&(device, ..)| device != index);
+        self.secondary.retain(|&(device, _)| device != index);
         self.neighbours.retain(|hop, _| hop.device != index);
         Effect::Routes
     }
@@ -118,6 +142,11 @@ impl Tables {
             self.addresses.insert(entry);
         } else {
             self.addresses.remove(&entry);
+        }
+        if present && message.header.flags.contains(AddressHeaderFlags::Secondary) {
+            self.secondary.insert((entry.0, entry.1));
+        } else {
+            self.secondary.remove(&(entry.0, entry.1));
         }
         // Also where it was there already: it may have left its tentative state, and be a source.
         Effect::Routes
@@ -150,6 +179,28 @@ impl Tables {
 /// their "deleted" does not mean the device.
 fn describes_the_link(message: &LinkMessage) -> bool {
     message.header.interface_family == AddressFamily::Unspec && message.header.index != 0
+}
+
+/// The destinations of a route; nothing where the message does not say.
+fn network(message: &RouteMessage) -> Option<IpNet> {
+    let destination = message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Destination(RouteAddress::Inet(v4)) = attribute {
+            Some(IpAddr::V4(*v4))
+        } else if let RouteAttribute::Destination(RouteAddress::Inet6(v6)) = attribute {
+            Some(IpAddr::V6(*v6))
+        } else {
+            None
+        }
+    });
+    let length = message.header.destination_prefix_length;
+    // A default route has none.
+    let destination = match (destination, message.header.address_family) {
+        (Some(destination), _) => destination,
+        (None, AddressFamily::Inet) if length == 0 => Ipv4Addr::UNSPECIFIED.into(),
+        (None, AddressFamily::Inet6) if length == 0 => Ipv6Addr::UNSPECIFIED.into(),
+        (None, _) => return None,
+    };
+    IpNet::new(destination, length).ok().map(|network| network.trunc())
 }
 
 /// Nothing for a message that describes the link only in part (a wireless event): those lack an MTU.
@@ -350,6 +401,44 @@ mod tests {
         let tables = tables([loopback, unplugged, down].map(RouteNetlinkMessage::NewLink));
         assert_eq!(tables.links()[&1].mac, None);
         assert!(tables.links()[&1].up && !tables.links()[&2].up && !tables.links()[&3].up);
+    }
+
+    #[test]
+    fn only_a_links_changes_have_an_effect() {
+        let mut tables = tables([RouteNetlinkMessage::NewLink(link(2, "eth0"))]);
+        let mut said =
+            |link: &LinkMessage| tables.apply(&RouteNetlinkMessage::NewLink(link.clone()));
+        let mut changing = link(2, "eth0");
+        assert_eq!(said(&changing), Effect::Nothing);
+        changing.header.flags |= LinkFlags::Promisc;
+        assert_eq!(said(&changing), Effect::Nothing);
+        changing.header.flags |= LinkFlags::Running;
+        assert_eq!(said(&changing), Effect::Routes);
+        assert_eq!(said(&changing), Effect::Nothing);
+        changing.attributes.push(LinkAttribute::Controller(9));
+        assert_eq!(said(&changing), Effect::Routes);
+        tables.apply(&RouteNetlinkMessage::DelLink(link(2, "eth0")));
+        assert_eq!(tables.apply(&RouteNetlinkMessage::NewLink(link(2, "eth0"))), Effect::Routes);
+    }
+
+    #[test]
+    fn a_route_affects_its_network_alone() {
+        let effect = |family, length, destination: Option<&str>| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.header.destination_prefix_length = length;
+            let destination = destination.map(|ip| ip.parse::<IpAddr>().unwrap().into());
+            message.attributes.extend(destination.map(RouteAttribute::Destination));
+            Tables::default().apply(&RouteNetlinkMessage::DelRoute(message))
+        };
+        let network = |text: &str| Effect::Network(text.parse().unwrap());
+        let (v4, v6) = (AddressFamily::Inet, AddressFamily::Inet6);
+        assert_eq!(effect(v4, 24, Some("10.1.2.0")), network("10.1.2.0/24"));
+        assert_eq!(effect(v6, 128, Some("fd00::1")), network("fd00::1/128"));
+        assert_eq!(effect(v4, 0, None), network("0.0.0.0/0"));
+        assert_eq!(effect(v6, 0, None), network("::/0"));
+        assert_eq!(effect(v4, 24, None), Effect::Routes);
+        assert_eq!(effect(AddressFamily::Mpls, 20, None), Effect::Routes);
     }
 
     #[test]
