@@ -1,12 +1,12 @@
 //! The demo as a user runs it. Needs root; says so and passes without.
 #![expect(clippy::unwrap_used, reason = "these are tests, their helper functions included")]
 
+mod common;
+
 use std::{
-    fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader},
     os::unix::process::ExitStatusExt as _,
-    path::Path,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -15,58 +15,9 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::common::{demo, left, nothing_is_left, processes, text, without_root};
+
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn without_root() -> bool {
-    let missing = !nix::unistd::geteuid().is_root();
-    if missing {
-        let _ = writeln!(std::io::stderr(), "skipped: the demo needs root");
-    }
-    missing
-}
-
-/// A demo of its own, so that one which the user keeps is left alone.
-fn demo(prefix: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xdp-lb"));
-    command.args(["demo", "--prefix", prefix]).stdin(Stdio::null());
-    command
-}
-
-fn text(output: &Output) -> String {
-    let parts = [&output.stdout, &output.stderr].map(|part| String::from_utf8_lossy(part));
-    parts.join("\n--- stderr\n")
-}
-
-/// Namespaces, pins, files and processes of a demo.
-fn left(prefix: &str) -> Vec<String> {
-    let start = format!("{prefix}-");
-    let mut found = Vec::new();
-    for directory in ["/run/netns", "/sys/fs/bpf"] {
-        let Ok(entries) = fs::read_dir(directory) else { continue };
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        found.extend(names.filter(|name| name.starts_with(&start)));
-    }
-    let directory = format!("/run/{prefix}");
-    if Path::new(&directory).exists() {
-        found.push(directory);
-    }
-    found.extend(processes(prefix));
-    found
-}
-
-/// Command lines of the daemons; the servers are in the same namespaces.
-fn processes(prefix: &str) -> Vec<String> {
-    let pins = format!("/sys/fs/bpf/{prefix}-");
-    let lines = fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let line = fs::read_to_string(entry.unwrap().path().join("cmdline")).ok()?;
-        line.contains(&pins).then(|| line.replace('\0', " "))
-    });
-    lines.collect()
-}
-
-fn nothing_is_left(prefix: &str) {
-    assert_eq!(left(prefix), Vec::<String>::new());
-}
 
 #[test]
 fn all_that_the_demo_claims_is_observed_and_nothing_is_left() {
@@ -74,7 +25,7 @@ fn all_that_the_demo_claims_is_observed_and_nothing_is_left() {
         return;
     }
     let prefix = "xlbdemotest";
-    let output = demo(prefix).output().unwrap();
+    let output = demo("", prefix).output().unwrap();
     let report = text(&output);
     assert!(output.status.success(), "{report}");
     let stdout = String::from_utf8(output.stdout).unwrap();
@@ -97,12 +48,12 @@ fn a_demo_that_is_kept_goes_on_until_it_is_cleaned() {
         return;
     }
     let prefix = "xlbdemokept";
-    let output = demo(prefix).arg("--keep").output().unwrap();
+    let output = demo("", prefix).arg("--keep").output().unwrap();
     let report = text(&output);
     assert!(output.status.success(), "{report}");
     assert_eq!(processes(prefix).len(), 4, "daemons");
     // Another demo does not take it away.
-    let second = demo(prefix).output().unwrap();
+    let second = demo("", prefix).output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(text(&second).contains("is still up"), "{}", text(&second));
     assert_eq!(processes(prefix).len(), 4, "daemons");
@@ -124,7 +75,7 @@ fn a_demo_that_is_kept_goes_on_until_it_is_cleaned() {
     let output = Command::new("sh").args(["-c", line]).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     nothing_is_left(prefix);
-    let output = demo(prefix).arg("--clean").output().unwrap();
+    let output = demo("", prefix).arg("--clean").output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "nothing to remove\n");
 }
 
@@ -141,13 +92,14 @@ fn a_signal_ends_it_without_a_trace_and_a_killed_one_is_cleaned() {
         (Signal::SIGINT, "── A backend is taken out"),
         (Signal::SIGKILL, "── Service web"),
     ] {
-        let mut child = demo(prefix).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            demo("", prefix).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().starts_with(at)), "{at}");
         if signal == Signal::SIGINT && at == "── Network" {
             // While one runs, no other may; and it is left alone.
             for arguments in [&[][..], &["--clean"]] {
-                let second = demo(prefix).args(arguments).output().unwrap();
+                let second = demo("", prefix).args(arguments).output().unwrap();
                 assert_eq!(second.status.code(), Some(1));
                 assert!(text(&second).contains("another demo is running"), "{}", text(&second));
             }
@@ -158,7 +110,7 @@ fn a_signal_ends_it_without_a_trace_and_a_killed_one_is_cleaned() {
         assert_eq!(status.signal(), Some(signal as i32));
         if signal == Signal::SIGKILL {
             assert_ne!(left(prefix), Vec::<String>::new());
-            let output = demo(prefix).arg("--clean").output().unwrap();
+            let output = demo("", prefix).arg("--clean").output().unwrap();
             assert!(output.status.success(), "{}", text(&output));
         }
         // Daemons have been waited for by the demo, if not by their own parent.
@@ -172,16 +124,20 @@ fn a_signal_ends_it_without_a_trace_and_a_killed_one_is_cleaned() {
 
 #[test]
 fn what_it_cannot_do_without_is_said_in_a_sentence() {
-    let output = demo("xlbdemonone").args(["no-such-scenario"]).output().unwrap();
+    let output = demo("", "xlbdemonone").args(["no-such-scenario"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output).contains("[possible values: dsr]"), "{}", text(&output));
+    assert!(
+        text(&output).contains("[possible values: dsr, pods, kubernetes, handover]"),
+        "{}",
+        text(&output)
+    );
     if without_root() {
-        let output = demo("xlbdemonone").output().unwrap();
+        let output = demo("", "xlbdemonone").output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output).contains("run it as root"), "{}", text(&output));
         return;
     }
-    let output = demo("xlbdemonone").env("PATH", "/nonexistent").output().unwrap();
+    let output = demo("", "xlbdemonone").env("PATH", "/nonexistent").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).contains("install the package iproute2"), "{}", text(&output));
     nothing_is_left("xlbdemonone");

@@ -12,8 +12,10 @@ use kernel::Kernel;
 use nix::{sched, sys::resource, unistd::Uid};
 use xdp_lb_abi::Reason;
 use xdp_lb_datapath::{
-    Verdict, handle,
-    testing::{Fixture, MemoryFrame, fixtures, world, world::INGRESS},
+    Verdict,
+    egress::egress,
+    parse::{Kind, parse},
+    testing::{Fixture, MemoryFrame, MemoryTables, fixtures, world, world::INGRESS},
 };
 
 #[test]
@@ -24,18 +26,37 @@ fn the_kernel_agrees_with_every_fixture() {
     }
     isolate();
     let tables = world();
-    let mut kernel = Kernel::load(&tables);
+    let kernel = Kernel::load(&tables);
     say(&kernel.figures());
+    agree(kernel, &tables);
+}
 
+#[test]
+fn the_kernel_agrees_while_somebody_watches_and_tells_of_each_packet() {
+    if !Uid::effective().is_root() {
+        say("skipped: the kernel loads programs for root only");
+        return;
+    }
+    isolate();
+    let tables = world();
+    agree(Kernel::load_monitored(&tables), &tables);
+}
+
+/// Panics unless the kernel does with each fixture what the host does.
+fn agree(mut kernel: Kernel, tables: &MemoryTables) {
     // Nothing is written yet: every packet passes.
-    for fixture in kernel_fixtures().filter(|fixture| fixture.reason.is_none()) {
+    let forwarded = |fixture: &Fixture| fixture.reason.is_none() && fixture.outgoing.is_none();
+    for fixture in kernel_fixtures().filter(forwarded) {
         let output = fixture.packet.clone();
-        let reason = Some(Reason::NoFrontend);
+        // A fragment is no packet of a flow.
+        let facts = parse(&mut MemoryFrame::new(&fixture.packet, INGRESS)).unwrap();
+        let fragment = matches!(facts.kind.0, Kind::FirstFragment | Kind::LaterFragment);
+        let reason = Some(if fragment { Reason::Fragment } else { Reason::NoFrontend });
         let fixture = Fixture { verdict: Verdict::Pass, reason, output, ..fixture };
         assert_eq!(kernel.run(&fixture), Ok(()), "before the first write: {}", fixture.name);
     }
 
-    kernel.fill(&tables);
+    kernel.fill(tables);
     let mut failures = Vec::new();
     let mut total = 0;
     for fixture in kernel_fixtures() {
@@ -45,7 +66,11 @@ fn the_kernel_agrees_with_every_fixture() {
         }
         // The same on the host, for the counters and the recorded flows.
         tables.icmp_tokens.set(u32::from(!fixture.limited));
-        handle(&mut MemoryFrame::new(&fixture.packet, INGRESS), &tables);
+        let mut frame = MemoryFrame::new(&fixture.packet, INGRESS);
+        match fixture.outgoing {
+            None => drop(tables.run(&mut frame)),
+            Some(_) => drop(egress(&mut frame, tables)),
+        }
     }
     assert!(
         failures.is_empty(),
@@ -53,7 +78,7 @@ fn the_kernel_agrees_with_every_fixture() {
         failures.len(),
         failures.join("\n")
     );
-    kernel.expect_same_state(&tables);
+    kernel.expect_same_state(tables);
     say(&format!("{total} fixtures agree byte for byte"));
 }
 

@@ -1,9 +1,10 @@
 //! The lab itself, with real namespaces and real traffic. Needs root; says so and passes without.
 #![expect(clippy::unwrap_used, reason = "these are tests, their helper functions included")]
 
+mod common;
+
 use std::{
     fs,
-    io::Write as _,
     net::SocketAddr,
     path::Path,
     process::{Command, Stdio},
@@ -15,19 +16,13 @@ use xdp_lb::lab::{
     link, route, router, switch, sysctl, verify, vip,
 };
 
+use crate::common::without_root;
+
 const VIP4: &str = "203.0.113.10:80";
 const VIP6: &str = "[2001:db8:f::10]:80";
 /// Set in processes that a test starts from its own program.
 const CHILD: &str = "XDP_LB_LAB_TEST_CHILD";
 const PATIENCE: Duration = Duration::from_secs(10);
-
-fn without_root() -> bool {
-    let missing = !nix::unistd::geteuid().is_root();
-    if missing {
-        let _ = writeln!(std::io::stderr(), "skipped: network namespaces need root");
-    }
-    missing
-}
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -241,7 +236,9 @@ fn a_lab_can_grow_and_nothing_outlives_it() {
 
 /// Runs this test's own program again, inside `test` alone and marked as a child.
 fn again(test: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    // A background job of a shell ignores SIGINT, and so would what it starts.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(std::env::current_exe().unwrap());
     command.args(["--exact", test]).env(CHILD, "1").stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -270,7 +267,11 @@ fn clean_removes_a_lab_that_was_kept_and_its_processes() {
         assert!(server.ended().is_none());
         remove(prefix).unwrap();
         assert_eq!(namespaces(prefix), 0);
-        assert!(server.ended().is_some());
+        let end = Instant::now() + PATIENCE;
+        while server.ended().is_none() {
+            assert!(Instant::now() < end, "the process of the lab goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

@@ -62,6 +62,12 @@ impl Service {
         self
     }
 
+    /// The same service, written from the last backend to the first.
+    pub fn reversed(mut self) -> Self {
+        self.backends.reverse();
+        self
+    }
+
     /// Backends and their weights.
     pub(crate) fn candidates(&self) -> &[(IpAddr, u16)] {
         &self.backends

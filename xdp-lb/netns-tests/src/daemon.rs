@@ -4,7 +4,7 @@ use std::{
     fmt, fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -14,13 +14,14 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
 use xdp_lb::{
     lab::{Namespace, Process},
     pins::Pins,
     stats::{self, Stats},
 };
 
-use crate::{PATIENCE, Scratch};
+use crate::{PATIENCE, STARTING, Scratch, wait_until};
 
 const NAME: &str = "xdp-lb-under-test";
 
@@ -84,11 +85,18 @@ fn command(file: &Path, pins: &Path, more: &[&str]) -> Command {
     command
         .arg("run")
         .args([Path::new("--config"), file, Path::new("--pin-dir"), pins])
+        .args([Path::new("--state-dir"), &file.with_extension("state")])
+        .args([Path::new("--socket"), &socket(file)])
         .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     command
+}
+
+/// Where the daemon of a configuration file serves its API.
+fn socket(file: &Path) -> PathBuf {
+    file.with_extension("sock")
 }
 
 /// Starts a daemon named `name` in a namespace, and waits until it serves.
@@ -111,7 +119,7 @@ pub fn run(
     let reader = log.follow(process.child().unwrap().stderr.take().unwrap());
     let (process, reader) = (Some(process), Some(reader));
     let mut daemon = Daemon { process, log, reader, file, pins: Pins::new(pins) };
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + STARTING;
     while !daemon.log().contains("the data path is up") {
         if let Some(status) = daemon.ended() {
             return Err(daemon.into_ended(status));
@@ -128,7 +136,7 @@ pub fn run_here(mut command: Command) -> Ended {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let log = Log::default();
     let reader = log.follow(child.stderr.take().unwrap());
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + STARTING;
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
@@ -169,9 +177,39 @@ impl Daemon {
         }
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().and_then(Process::id).unwrap()
+    }
+
     /// The configuration file.
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// The socket of its API.
+    pub fn socket(&self) -> PathBuf {
+        socket(&self.file)
+    }
+
+    /// What a command answers that asks its API.
+    pub fn ask(&self, arguments: &[&str]) -> Output {
+        wait_until("the API is served", || self.socket().exists());
+        let mut command = Command::new(binary());
+        command.args(arguments).arg("--socket").arg(self.socket()).output().unwrap()
+    }
+
+    /// What such a command prints, which must be no error.
+    pub fn told(&self, arguments: &[&str]) -> String {
+        let output = self.ask(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The same as JSON.
+    pub fn told_json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.told(&[arguments, &["-o", "json"]].concat())).unwrap()
     }
 
     /// Replaces the configuration file and says nothing: the daemon looks at it each second.
@@ -200,8 +238,7 @@ impl Daemon {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let id = self.process.as_ref().and_then(Process::id).unwrap().try_into().unwrap();
-        kill(Pid::from_raw(id), signal).unwrap();
+        kill(Pid::from_raw(self.id().try_into().unwrap()), signal).unwrap();
     }
 
     fn ended(&mut self) -> Option<ExitStatus> {
@@ -216,7 +253,7 @@ impl Daemon {
 
     /// Stops it as a service manager does.
     pub fn stop(mut self) -> Ended {
-        let status = self.process.take().unwrap().stop(PATIENCE).unwrap();
+        let status = self.process.take().unwrap().stop(STARTING).unwrap();
         self.into_ended(status)
     }
 

@@ -1,6 +1,11 @@
 //! Devices: gone and back, several, generic mode.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use xdp_lb::lab::{Client, Item, end, host, ip, link, route, switch};
 use xdp_lb_netns_tests::{
@@ -38,11 +43,7 @@ fn a_device_that_was_deleted_and_made_again_is_served() {
         let at = daemon.log().len();
         net.ip("balancer", "link delete dev eth0");
         daemon.wait_for(at, "device eth0 is gone");
-        assert_eq!(
-            daemon.stats().devices.len(),
-            0,
-            "the link of a device that is gone is unpinned"
-        );
+        wait_until("the link of the device is unpinned", || daemon.stats().devices.is_empty());
 
         let at = daemon.log().len();
         let switch = net.ns("near").name();
@@ -106,7 +107,7 @@ fn a_frontend_is_served_on_several_devices() {
     let _servers = net.serve(["b1", "b2"], &[FOUR, SIX]);
     let both = [("eth0", "native"), ("eth1", "native")];
     let mut daemon = net.balance(&config_with(&both, &services(), ""));
-    let other = Client::new(net.ns("other")).timeout(std::time::Duration::from_secs(2));
+    let other = Client::new(net.ns("other")).timeout(Duration::from_secs(2));
     for frontend in [FOUR, SIX] {
         for client in [&net.client(), &other] {
             for outcome in client.ask_each(frontend, 40_000..=40_019).unwrap() {
@@ -123,7 +124,7 @@ fn a_frontend_is_served_on_several_devices() {
     daemon.reload_devices(&config(&services()), "detached from eth1");
     assert!(net.has_xdp("balancer", "eth0") && !net.has_xdp("balancer", "eth1"));
     assert!(is_served(&net.client()));
-    assert!(!is_served(&other.clone().timeout(std::time::Duration::from_millis(200))));
+    assert!(!is_served(&other.clone().timeout(Duration::from_millis(200))));
     daemon.reload_devices(&config_with(&both, &services(), ""), "eth1 runs in native XDP");
     assert!(is_served(&net.client()) && is_served(&other));
 }
@@ -186,8 +187,36 @@ fn the_mode_of_a_device_changes_while_it_serves() {
     assert!(is_served(&client));
     // What the driver cannot do is said once, and the device goes on as it is.
     daemon.reload_devices(&with("native", "native"), "its driver has no native XDP");
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    sleep(Duration::from_secs(3));
     assert_eq!(daemon.log().matches("its driver has no native XDP").count(), 1, "{}", daemon.log());
     assert!(net.ip("balancer", "link show dev lo").contains("xdpgeneric"));
     assert!(is_served(&client));
+}
+
+#[test]
+fn what_somebody_detaches_is_attached_again() {
+    if without_root() {
+        return;
+    }
+    let net = Net::up("xlbndetached", network(2, 0));
+    let _servers = net.serve(["b1", "b2"], &[FOUR, SIX]);
+    let daemon = net.balance(&config(&services()));
+    let client = net.client();
+    assert!(is_served(&client));
+    let index = daemon.stats().devices[0].ifindex;
+    let link = daemon.pins().links().unwrap().pop().unwrap();
+    for pin in [daemon.pins().link(&link), daemon.pins().egress("eth0", index)] {
+        let bpftool = ["link", "detach", "pinned"];
+        let detached = Command::new("bpftool").args(bpftool).arg(pin).status().unwrap();
+        assert!(detached.success());
+    }
+    assert!(!is_served(&client));
+    // It looks every thirty seconds.
+    let end = Instant::now() + Duration::from_secs(90);
+    let said = ["the program from eth0", "the program on the way out of eth0"];
+    while !said.iter().all(|text| daemon.log().contains(&format!("somebody detached {text}"))) {
+        assert!(Instant::now() < end, "{}", daemon.log());
+        sleep(Duration::from_millis(100));
+    }
+    wait_until("clients are served again", || is_served(&client));
 }
