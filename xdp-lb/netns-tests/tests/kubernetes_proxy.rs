@@ -347,7 +347,10 @@ fn kube_proxys_work_goes_over_and_back_and_no_connection_breaks() {
         return;
     }
     if Command::new("iptables-legacy-save").stdout(Stdio::null()).status().is_err() {
-        let _ = writeln!(std::io::stderr(), "skipped: iptables-legacy-save is missing");
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: iptables-legacy-save is missing (.ci/setup test installs it)"
+        );
         return;
     }
     let cgroup = match Cgroup::enter("xlb-proxy-") {
