@@ -108,6 +108,7 @@ const _: () = assert!(size_of::<Service>() == 56);
 
 impl Service {
     const REJECT: u8 = 1;
+    const SWITCHED: u8 = 2;
 
     /// A service at rest.
     ///
@@ -148,6 +149,16 @@ impl Service {
     /// The same service, answering or dropping what it has no backend for.
     pub const fn with_reject(mut self, reject: bool) -> Self {
         self.flags = if reject { self.flags | Self::REJECT } else { self.flags & !Self::REJECT };
+        self
+    }
+
+    /// The same service, whose session affinity was switched on or off since its previous table.
+    ///
+    /// What picks a slot of the current table, the flow or the client's address alone, does not pick
+    /// one of the previous table then: the other one does.
+    pub const fn with_switched(mut self, switched: bool) -> Self {
+        let others = self.flags & !Self::SWITCHED;
+        self.flags = if switched { others | Self::SWITCHED } else { others };
         self
     }
 
@@ -203,6 +214,13 @@ impl Service {
     #[inline(always)]
     pub const fn reject(&self) -> bool {
         self.flags & Self::REJECT != 0
+    }
+
+    /// Whether the previous table's slots are picked by the other hash; see
+    /// [`Service::with_switched`].
+    #[inline(always)]
+    pub const fn switched(&self) -> bool {
+        self.flags & Self::SWITCHED != 0
     }
 
     /// Number in `SOURCES` of the networks that may use it; 0 where all may.

@@ -4,7 +4,7 @@ use xdp_lb_abi::{Backend, FlowKey, FrontendKey, Phase, Reason, Service, Settings
 
 use crate::{
     Lookup,
-    affinity::stick,
+    affinity::{had, stick},
     parse::{Facts, Kind},
     stage::Chosen,
 };
@@ -33,11 +33,14 @@ pub fn decide<'a, T: Lookup>(facts: &Facts, tables: &'a T) -> Result<Choice<'a>,
     // What spreads a tunnel's packets is the flow, whatever has picked the slot.
     let spread = if service.affinity() == 0 { hash } else { flow.hash(settings.flow_key()) };
     let id = if service.affinity() != 0 {
-        stick(facts, tables, service, &flow, hash, current)
+        let previous = if service.switched() { spread } else { hash };
+        stick(facts, tables, service, &flow, previous, current)
     } else if service.phase() == Phase::Rest {
         current
     } else {
-        hand_over(facts, tables, service, &flow, hash, current)
+        let client = service.switched();
+        let previous = if client { flow.client().hash(settings.flow_key()) } else { hash };
+        hand_over(facts, tables, service, &flow, previous, current)
     };
     chosen(tables, service, spread, id)
 }
@@ -159,7 +162,8 @@ pub(crate) fn named<T: Lookup>(tables: &T, table: &Table, slot: u16) -> Result<u
 }
 
 /// The backend of a flow while its service has two tables: exact for every flow that is seen while
-/// the handover lasts. [`NOBODY`] where it has none, or the tables are inconsistent.
+/// the handover lasts. [`NOBODY`] where it has none, or the tables are inconsistent. `hash` picks the
+/// previous table's slot.
 ///
 /// A recorded flow stays where it is, also when its SYN comes again: the table may have changed since
 /// it came first. Only where the recorded backend takes no new flows, a SYN means that the client
@@ -181,7 +185,7 @@ fn hand_over<T: Lookup>(
             Err(_) => return NOBODY,
         }
     }
-    if previous == current && before & Table::LOOK_UP == 0 {
+    if previous == current && before & Table::LOOK_UP == 0 && !service.switched() {
         return current;
     }
     let mut recorded = false;
@@ -211,6 +215,9 @@ fn hand_over<T: Lookup>(
         && tables.backend(previous).is_some_and(Backend::serving)
     {
         id = previous;
+    }
+    if service.switched() && service.phase() == Phase::Handover && !facts.opens.0 {
+        id = had(facts, tables, id);
     }
     let Some(owner) = tables.backend(id) else { return NOBODY };
     // An ICMP error is about a flow, and none of its packets.

@@ -86,6 +86,8 @@ fn sound() -> impl Strategy<Value = Vec<u8>> {
         port::ALLOWED,
         port::ALLOWED_ONE,
         port::AFFINITY_MOVED,
+        port::AFFINITY_ON,
+        port::AFFINITY_OFF,
         NOBODYS_PORT,
         port::SNAT,
         port::SNAT_VLAN,

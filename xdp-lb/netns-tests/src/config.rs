@@ -19,6 +19,7 @@ pub const SOURCE_V6: &str = "fd00:200::/96";
 pub struct Service {
     name: String,
     mode: &'static str,
+    affinity: Option<&'static str>,
     frontends: Vec<(SocketAddr, &'static str)>,
     backends: Vec<(IpAddr, u16)>,
 }
@@ -26,7 +27,14 @@ pub struct Service {
 impl Service {
     /// A service in mode `l2` or `ipip`.
     pub fn new(name: &str, mode: &'static str) -> Self {
-        Self { name: name.to_owned(), mode, frontends: Vec::new(), backends: Vec::new() }
+        let name = name.to_owned();
+        Self { name, mode, affinity: None, frontends: Vec::new(), backends: Vec::new() }
+    }
+
+    /// The same service with session affinity for this time.
+    pub fn affinity(mut self, time: &'static str) -> Self {
+        self.affinity = Some(time);
+        self
     }
 
     /// Adds a frontend for TCP.
@@ -96,6 +104,9 @@ pub fn config_with(devices: &[(&str, &str)], services: &[Service], more: &str) -
     }
     for service in services {
         let _ = writeln!(text, "  - name: {}\n    mode: {}", service.name, service.mode);
+        if let Some(time) = service.affinity {
+            let _ = writeln!(text, "    sessionAffinity: {time}");
+        }
         let _ = writeln!(text, "    frontends:");
         for (address, protocol) in &service.frontends {
             let (ip, port) = (address.ip(), address.port());

@@ -151,16 +151,12 @@ fn local_traffic_stays_local(shop: &Shop) {
 }
 
 fn a_client_keeps_its_pod(shop: &Shop) {
-    // A connection that is open while the affinity changes may break (docs/architecture.md), none else.
-    let pods = |to| -> Option<BTreeSet<String>> {
-        let answers = (0..30).map(|_| match shop.client().ask(to, None) {
-            Ok(answer) => Some(answer.backend),
-            Err(ClientError::Talk { .. }) => None,
-            Err(error) => panic!("{error}"),
-        });
-        answers.collect()
+    // Whenever a connection begins, also in the very moment of a change, it is answered.
+    let count = |to| -> usize {
+        let pods: BTreeSet<String> =
+            shop.answers(to, 30).into_iter().map(|answer| answer.backend).collect();
+        pods.len()
     };
-    let count = |to| pods(to).map_or(0, |pods| pods.len());
     shop.patch("{\"sessionAffinity\":\"ClientIP\"}");
     for to in &shop.balanced {
         wait_until("all connections of a client have one pod", || count(*to) == 1);

@@ -30,10 +30,11 @@ fn services(mode: &'static str, backends: &[(u8, u16)]) -> Vec<Service> {
 struct Kept(Vec<(Held, String)>);
 
 impl Kept {
-    fn open(client: &Client) -> Self {
+    /// A hundred to each frontend, from ports that nobody else uses.
+    fn open(client: &Client, first: u16) -> Self {
         let mut kept = Vec::new();
         for frontend in [FOUR, SIX] {
-            for mut held in client.hold_each(frontend, 40_000..=40_099).unwrap() {
+            for mut held in client.hold_each(frontend, first..=first + 99).unwrap() {
                 let backend = held.ask().unwrap().backend;
                 kept.push((held, backend));
             }
@@ -44,6 +45,11 @@ impl Kept {
 
     fn backends(&self) -> BTreeSet<String> {
         self.0.iter().map(|(_, backend)| backend.clone()).collect()
+    }
+
+    fn backends_of(&self, frontend: SocketAddr) -> BTreeSet<String> {
+        let those = self.0.iter().filter(|(held, _)| held.local().is_ipv4() == frontend.is_ipv4());
+        those.map(|(_, backend)| backend.clone()).collect()
     }
 
     /// Panics unless each is still served by its backend.
@@ -131,7 +137,7 @@ fn connections_stay_with_their_backends_while_backends_come_go_and_weigh_more() 
     let net = Net::up("xlbnreload", network(4, 0));
     let mut daemon = net.balance(&config(&services("l2", &[(1, 1), (2, 1), (3, 1)])));
     let _servers = serve(&net, 4);
-    let mut kept = Kept::open(&net.client());
+    let mut kept = Kept::open(&net.client(), 40_000);
     assert_eq!(kept.backends(), names(&["b1", "b2", "b3"]));
 
     under_load(&net, || {
@@ -178,7 +184,7 @@ fn connections_survive_a_change_of_mode() {
     let _unwrapping = net.terminate(["b1", "b2", "b3"]);
     let mut daemon = net.balance(&config(&services("l2", &backends)));
     let _servers = serve(&net, 3);
-    let mut kept = Kept::open(&net.client());
+    let mut kept = Kept::open(&net.client(), 40_000);
     for mode in ["ipip", "l2"] {
         under_load(&net, || {
             daemon.reload(&config(&services(mode, &backends)));
@@ -191,6 +197,55 @@ fn connections_survive_a_change_of_mode() {
             assert_eq!(share.slots > 0, share.mode == mode);
         }
     }
+}
+
+#[test]
+fn connections_survive_a_switch_of_session_affinity() {
+    if without_root() {
+        return;
+    }
+    let net = Net::up("xlbnaffine", network(4, 0));
+    let by_flow = |backends: &[(u8, u16)]| config(&services("l2", backends));
+    let by_client = |backends: &[(u8, u16)]| {
+        let services = services("l2", backends);
+        config(&services.into_iter().map(|one| one.affinity("3h")).collect::<Vec<_>>())
+    };
+    let three = [(1, 1), (2, 1), (3, 1)];
+    let mut daemon = net.balance(&by_flow(&three));
+    let _servers = serve(&net, 4);
+    let mut first = Kept::open(&net.client(), 40_000);
+    assert_eq!(first.backends(), names(&["b1", "b2", "b3"]));
+
+    under_load(&net, || {
+        daemon.reload(&by_client(&three));
+        first.ask("after affinity was switched on");
+    });
+    let mut second = Kept::open(&net.client(), 40_200);
+    for frontend in [FOUR, SIX] {
+        assert_eq!(second.backends_of(frontend).len(), 1, "a client has one backend");
+    }
+    // A new process knows what picked which table.
+    daemon.kill();
+    let mut daemon = net.balance(&by_client(&three));
+    first.ask("after a restart");
+    second.ask("after a restart");
+
+    under_load(&net, || {
+        daemon.reload(&by_flow(&three));
+        first.ask("after affinity was switched off");
+        second.ask("after affinity was switched off");
+    });
+    let mut third = Kept::open(&net.client(), 40_400);
+    assert_eq!(third.backends(), names(&["b1", "b2", "b3"]));
+
+    under_load(&net, || {
+        daemon.reload(&by_client(&[(1, 5), (2, 1), (3, 1), (4, 1)]));
+        for kept in [&mut first, &mut second, &mut third] {
+            kept.ask("after affinity and backends have changed at once");
+        }
+    });
+    assert_eq!(daemon.reason("inconsistent_tables"), 0);
+    assert_eq!(daemon.reason("no_backend"), 0);
 }
 
 /// What decides about packets: the tables, without the counters.

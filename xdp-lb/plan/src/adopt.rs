@@ -13,7 +13,7 @@ use crate::{
     frontends::Place,
     maglev::Identity,
     model::Protocol,
-    planner::{Assignment, Installed, Planner},
+    planner::{Assignment, Installed, Planner, Previous},
     target::Traits,
 };
 
@@ -89,11 +89,19 @@ impl Planner {
                 return Err(unsound("slot that names no backend"));
             }
             let phase = service.phase();
+            let traits = Traits {
+                affinity: service.affinity(),
+                reject: service.reject(),
+                sources: service.sources(),
+            };
+            let picks = traits.picks();
+            let picks = if service.switched() { picks.other() } else { picks };
             let previous = match phase {
                 Phase::Rest => None,
                 Phase::Handover | Phase::Exceptions => Some(
                     self.adopt_table(image, service.previous(), service.previous())
                         .filter(|previous| previous.is_sound(true))
+                        .map(|assignment| Previous { assignment, picks })
                         .ok_or(unsound("previous table outside the arena, or over another"))?,
                 ),
             };
@@ -104,11 +112,7 @@ impl Planner {
                 current,
                 previous,
                 phase,
-                traits: Traits {
-                    affinity: service.affinity(),
-                    reject: service.reject(),
-                    sources: service.sources(),
-                },
+                traits,
                 wanted: None,
                 since: now,
                 phase_since: now,

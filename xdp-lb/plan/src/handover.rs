@@ -38,21 +38,27 @@ pub(crate) enum Base {
     Current,
 }
 
+/// The two tables of a service.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tables<'a> {
+    /// That of flows from before the last change
+    pub(crate) previous: View<'a>,
+    /// That of new flows
+    pub(crate) current: View<'a>,
+    /// Something else picks the one's slots than the other's.
+    pub(crate) switched: bool,
+}
+
 /// The slots of the next previous table, for a service in `phase` with these two tables whose next
 /// backends are `next`.
 ///
 /// A backend that is not among them has no slot any more. That its record says whether it serves is
 /// not enough: it may serve another service, or return.
-pub(crate) fn next_previous(
-    phase: Phase,
-    previous: View<'_>,
-    current: View<'_>,
-    next: &[u32],
-) -> (Base, Vec<u16>) {
-    let (base, mut slots) = marked(phase, previous, current);
+pub(crate) fn next_previous(phase: Phase, tables: &Tables<'_>, next: &[u32]) -> (Base, Vec<u16>) {
+    let (base, mut slots) = marked(phase, tables);
     let ids = match base {
-        Base::Previous => previous.ids,
-        Base::Current => current.ids,
+        Base::Previous => tables.previous.ids,
+        Base::Current => tables.current.ids,
     };
     let next: BTreeSet<u32> = next.iter().copied().collect();
     let stays: Vec<bool> = ids.iter().map(|id| next.contains(id)).collect();
@@ -66,28 +72,36 @@ pub(crate) fn next_previous(
 }
 
 /// The base's slots, with marks.
-fn marked(phase: Phase, previous: View<'_>, current: View<'_>) -> (Base, Vec<u16>) {
+fn marked(phase: Phase, tables: &Tables<'_>) -> (Base, Vec<u16>) {
     match phase {
-        Phase::Rest => (Base::Current, current.slots.to_vec()),
+        Phase::Rest => (Base::Current, tables.current.slots.to_vec()),
         // No flow belongs to the current table; those that are left are all recorded.
-        Phase::Handover | Phase::Exceptions if current.slots.is_empty() => {
-            let marked = previous.slots.iter().map(|slot| slot | Table::LOOK_UP).collect();
-            (Base::Previous, marked)
+        Phase::Handover | Phase::Exceptions if tables.current.slots.is_empty() => {
+            (Base::Previous, mark_all(tables.previous))
         }
         // Flows that were not seen yet still belong to the previous table.
-        Phase::Handover => (Base::Previous, mark(Base::Previous, previous, current)),
+        Phase::Handover => (Base::Previous, mark(Base::Previous, tables)),
         // Unknown flows belong to the current one.
-        Phase::Exceptions => (Base::Current, mark(Base::Current, previous, current)),
+        Phase::Exceptions => (Base::Current, mark(Base::Current, tables)),
     }
 }
 
+fn mark_all(table: View<'_>) -> Vec<u16> {
+    table.slots.iter().map(|slot| slot | Table::LOOK_UP).collect()
+}
+
 /// The base's slots, marked where `previous` and `current` disagree or `previous` is marked.
-fn mark(base: Base, previous: View<'_>, current: View<'_>) -> Vec<u16> {
-    let base_slots = match base {
-        Base::Previous => previous.slots,
-        Base::Current => current.slots,
+fn mark(base: Base, tables: &Tables<'_>) -> Vec<u16> {
+    let &Tables { previous, current, switched } = tables;
+    let table = match base {
+        Base::Previous => previous,
+        Base::Current => current,
     };
-    let mut slots: Vec<u16> = base_slots.iter().map(|slot| slot & !Table::LOOK_UP).collect();
+    // A flow may have any slot of the one and any slot of the other.
+    if switched {
+        return mark_all(table);
+    }
+    let mut slots: Vec<u16> = table.slots.iter().map(|slot| slot & !Table::LOOK_UP).collect();
     for_overlaps(previous.slots.len(), current.slots.len(), |p, c| {
         if previous.marked(p) || previous.owner(p) != current.owner(c) {
             let slot = match base {
@@ -122,10 +136,14 @@ mod tests {
 
     use super::*;
 
+    fn both<'a>(previous: View<'a>, current: View<'a>) -> Tables<'a> {
+        Tables { previous, current, switched: false }
+    }
+
     #[test]
     fn a_service_at_rest_starts_from_its_table() {
         let view = View { slots: &[0, 1, 0], ids: &[7, 8] };
-        let next = next_previous(Phase::Rest, view, view, &[7, 8, 9]);
+        let next = next_previous(Phase::Rest, &both(view, view), &[7, 8, 9]);
         assert_eq!(next, (Base::Current, vec![0, 1, 0]));
     }
 
@@ -133,12 +151,12 @@ mod tests {
     fn a_removed_backend_has_no_slot_any_more() {
         let view = View { slots: &[0, 1, 0], ids: &[7, 8] };
         let gone = Table::GONE;
-        let next = next_previous(Phase::Rest, view, view, &[8, 9]);
+        let next = next_previous(Phase::Rest, &both(view, view), &[8, 9]);
         assert_eq!(next, (Base::Current, vec![gone, 1, gone]));
         // It returns, but whose flow the slot's flows are is only known where they are recorded.
         let previous = View { slots: &[gone, 1, gone], ids: &[7, 8] };
         let current = View { slots: &[0, 0, 1], ids: &[8, 9] };
-        let next = next_previous(Phase::Handover, previous, current, &[7, 8, 9]);
+        let next = next_previous(Phase::Handover, &both(previous, current), &[7, 8, 9]);
         let marked = gone | Table::LOOK_UP;
         assert_eq!(next, (Base::Previous, vec![marked, 1, marked]));
     }
@@ -147,7 +165,7 @@ mod tests {
     fn a_change_back_still_looks_up_what_was_recorded() {
         let before = View { slots: &[0, 1, 0, 1], ids: &[7, 8] };
         let between = View { slots: &[0, 0, 0, 0], ids: &[7] };
-        let (base, slots) = next_previous(Phase::Handover, before, between, &[7, 8]);
+        let (base, slots) = next_previous(Phase::Handover, &both(before, between), &[7, 8]);
         assert_eq!(base, Base::Previous);
         let marked = Table::LOOK_UP;
         assert_eq!(slots, [0, 1 | marked, 0, 1 | marked]);
@@ -159,7 +177,7 @@ mod tests {
         let drained = View { slots: &[], ids: &[7, 8] };
         let all = [0, 1, 0, 1].map(|slot| slot | Table::LOOK_UP).to_vec();
         for phase in [Phase::Handover, Phase::Exceptions] {
-            let next = next_previous(phase, before, drained, &[7, 8]);
+            let next = next_previous(phase, &both(before, drained), &[7, 8]);
             assert_eq!(next, (Base::Previous, all.clone()));
         }
     }
@@ -168,9 +186,23 @@ mod tests {
     fn after_the_handover_unknown_flows_belong_to_the_current_table() {
         let before = View { slots: &[0, 1, 0, 1], ids: &[7, 8] };
         let now = View { slots: &[0, 0, 0, 0], ids: &[7] };
-        let (base, slots) = next_previous(Phase::Exceptions, before, now, &[7, 8]);
+        let (base, slots) = next_previous(Phase::Exceptions, &both(before, now), &[7, 8]);
         assert_eq!(base, Base::Current);
         assert_eq!(slots, [0, Table::LOOK_UP, 0, Table::LOOK_UP]);
+    }
+
+    #[test]
+    fn where_affinity_was_switched_any_flow_may_be_recorded() {
+        let before = View { slots: &[0, 1, 0], ids: &[7, 8] };
+        let now = View { slots: &[1, 1, 0], ids: &[7, 8] };
+        let tables = Tables { previous: before, current: now, switched: true };
+        for (phase, base, slots) in [
+            (Phase::Handover, Base::Previous, [0, 1, 0]),
+            (Phase::Exceptions, Base::Current, [1, 1, 0]),
+        ] {
+            let marked = slots.map(|slot| slot | Table::LOOK_UP).to_vec();
+            assert_eq!(next_previous(phase, &tables, &[7, 8]), (base, marked));
+        }
     }
 
     proptest! {

@@ -24,7 +24,7 @@ use crate::{
     op::Op,
     outcome::{Outcome, Refusal, Refused},
     shared::Shared,
-    target::{Target, Targets, Touched, Traits, Wanted},
+    target::{Picks, Target, Targets, Touched, Traits, Wanted},
 };
 
 /// Sizes of the arrays, and what their hashes are keyed with.
@@ -49,7 +49,7 @@ pub(crate) struct Installed {
     pub(crate) record: u32,
     pub(crate) stats: u32,
     pub(crate) current: Assignment,
-    pub(crate) previous: Option<Assignment>,
+    pub(crate) previous: Option<Previous>,
     pub(crate) phase: Phase,
     pub(crate) traits: Traits,
     /// What `current` was computed from, where this process did it with the present key
@@ -60,6 +60,26 @@ pub(crate) struct Installed {
     pub(crate) phase_since: Duration,
     /// When it last left its rest, in nanoseconds: flows recorded earlier do not count.
     pub(crate) started: u64,
+}
+
+/// The table that flows from before the last change belong to.
+#[derive(Clone, Debug)]
+pub(crate) struct Previous {
+    pub(crate) assignment: Assignment,
+    /// What picked its slots: something else than the current table's where affinity was switched
+    pub(crate) picks: Picks,
+}
+
+impl Installed {
+    pub(crate) fn assignments(&self) -> impl Iterator<Item = &Assignment> {
+        let previous = self.previous.iter().map(|previous| &previous.assignment);
+        std::iter::once(&self.current).chain(previous)
+    }
+
+    /// Whether something else picks the previous table's slots than the current one's.
+    pub(crate) fn switched(&self) -> bool {
+        self.previous.as_ref().is_some_and(|previous| previous.picks != self.traits.picks())
+    }
 }
 
 /// What is free again after the next grace period.
@@ -240,7 +260,7 @@ impl Planner {
             slots: &one.current.table.items,
             ids: one.current.ids(),
             draining: one.current.draining(),
-            previous_ids: one.previous.as_ref().map_or(&[], Assignment::ids),
+            previous_ids: one.previous.as_ref().map_or(&[], |previous| previous.assignment.ids()),
         })
     }
 
@@ -250,9 +270,10 @@ impl Planner {
         key.scope() == Scope::Sockets && self.installed.contains_key(&key.with_scope(Scope::All))
     }
 
-    /// Whether any service has session affinity.
-    pub fn has_affinity(&self) -> bool {
-        self.installed.values().any(|one| one.traits.affinity != 0)
+    /// Whether any service knows its clients by what is recorded: it has session affinity, or had it
+    /// before a handover.
+    pub fn knows_clients(&self) -> bool {
+        self.installed.values().any(|one| one.traits.affinity != 0 || one.switched())
     }
 
     /// The backends that have an id, with their records.
@@ -352,9 +373,11 @@ impl Planner {
         let slots = self.slots_of(&target.wanted, memo)?;
         let keys = &target.wanted.backends;
         let ids = self.backends.ids(keys, path, ops).ok_or(Refusal::Backends)?;
+        let handover = !self.handover.is_zero();
         if let Some(one) = self.installed.get_mut(&key)
             && *one.current.ids() == ids[..]
             && one.current.table.items == slots
+            && (one.traits.picks() == target.wanted.traits.picks() || !handover)
         {
             if one.traits != target.wanted.traits {
                 let record = self.records.take().ok_or(Refusal::Frontends)?;
@@ -399,7 +422,7 @@ impl Planner {
         }
         let mut had: BTreeSet<u32> = one.current.ids().iter().copied().collect();
         if let Some(previous) = &one.previous {
-            had.extend(previous.ids());
+            had.extend(previous.assignment.ids());
             had.extend(one.current.draining());
         }
         let identity = |id: &u32| self.backends.key(*id).map(|key| key.identity);
@@ -465,7 +488,7 @@ impl Planner {
         self.backends.acquire(one.current.ids(), Use::Current);
         self.backends.acquire(one.current.draining(), Use::Draining);
         if let Some(previous) = &one.previous {
-            self.backends.acquire(previous.ids(), Use::Previous);
+            self.backends.acquire(previous.assignment.ids(), Use::Previous);
         }
         self.installed.insert(key, one);
     }

@@ -46,6 +46,31 @@ pub(crate) struct Traits {
     pub(crate) sources: u32,
 }
 
+impl Traits {
+    /// What picks a slot.
+    pub(crate) fn picks(&self) -> Picks {
+        if self.affinity == 0 { Picks::Flow } else { Picks::Client }
+    }
+}
+
+/// What picks a flow's slot in a table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Picks {
+    /// The flow
+    Flow,
+    /// The client's address alone: session affinity
+    Client,
+}
+
+impl Picks {
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Flow => Self::Client,
+            Self::Client => Self::Flow,
+        }
+    }
+}
+
 /// Which frontends' targets may be other ones than before.
 #[derive(Debug)]
 pub(crate) enum Touched {

@@ -132,7 +132,7 @@ impl Sweeper {
         }
         let stage = std::mem::replace(&mut self.stage, Stage::Waiting);
         let (stage, pause) = match stage {
-            Stage::Waiting => (self.read(planner.has_affinity()), POLL),
+            Stage::Waiting => (self.read(planner.knows_clients()), POLL),
             Stage::Reading { began, mut answer } => match answer.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => {
                     (Stage::Reading { began, answer }, POLL)

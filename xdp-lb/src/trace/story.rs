@@ -37,7 +37,8 @@ pub(super) struct Story {
 #[derive(Debug)]
 struct Choice {
     service: Service,
-    hash: u32,
+    /// For the current table and the previous one: the hash that picks a slot, and what it is of
+    picks: [(u32, &'static str); 2],
     said: [bool; 2],
 }
 
@@ -111,17 +112,27 @@ impl Story {
             Phase::Exceptions => "at rest but for recorded flows",
         };
         let table = service.current();
+        let switched = match (service.switched(), service.affinity()) {
+            (false, _) => "",
+            (true, 0) => ", session affinity was switched off",
+            (true, _) => ", session affinity was switched on",
+        };
+        let (slots, backends) = (table.size(), table.length());
         self.say(
             "frontend",
-            format!("{name}, {phase}: {} slots, {} backends", table.size(), table.length()),
+            format!("{name}, {phase}{switched}: {slots} slots, {backends} backends"),
         );
         self.frontend = Some(name);
         if service.sources() == 0 {
             self.say("source", "every client may use it".to_owned());
         }
-        let chooses = if service.affinity() == 0 { flow } else { flow.client() };
-        let hash = chooses.hash(self.settings.as_ref().map_or([0; 2], Settings::flow_key));
-        self.tables = Some(Choice { service: *service, hash, said: [false; 2] });
+        let key = self.settings.as_ref().map_or([0; 2], Settings::flow_key);
+        let by_flow = (flow.hash(key), "flow");
+        let by_client = (flow.client().hash(key), "client");
+        let (now, other) =
+            if service.affinity() == 0 { (by_flow, by_client) } else { (by_client, by_flow) };
+        let picks = [now, if service.switched() { other } else { now }];
+        self.tables = Some(Choice { service: *service, picks, said: [false; 2] });
     }
 
     pub(super) fn source(&mut self, client: Address, allowed: bool) {
@@ -133,16 +144,16 @@ impl Story {
     /// A word of the arena: of the current table's slots, of the previous one's, or of a list.
     pub(super) fn arena(&mut self, word: u32, value: Option<u64>) {
         let (Some(choice), Some(value)) = (&mut self.tables, value) else { return };
-        let Choice { service, hash, .. } = *choice;
+        let Choice { service, picks, .. } = *choice;
         let tables = [service.current(), service.previous()];
         for (index, table) in tables.into_iter().enumerate() {
+            let (hash, by) = picks[index];
             let slot = table.slot(hash);
             let (at, shift) = table.locate_slot(slot);
             if choice.said[index] || table.size() == 0 || at != word {
                 continue;
             }
             choice.said[index] = true;
-            let by = if service.affinity() == 0 { "flow" } else { "client" };
             let entry = (value >> shift) as u16;
             let size = table.size();
             let which = ["current", "previous"][index];

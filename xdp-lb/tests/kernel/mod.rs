@@ -2,6 +2,8 @@
 
 mod stack;
 
+use std::time::Duration;
+
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions,
     maps::{
@@ -12,6 +14,7 @@ use aya::{
     programs::{SchedClassifier, Xdp},
     util::nr_cpus,
 };
+use nix::time::{ClockId, clock_gettime};
 use xdp_lb::{
     dataplane::{Stages, load_programs, next_event},
     object::{MONITOR, OBJECT},
@@ -115,6 +118,13 @@ impl Kernel {
         let mut flows = self.hash::<FlowKey, Flow>(names::FLOWS);
         for (key, flow) in &*tables.flows.borrow() {
             flows.insert(key, flow, 0).unwrap();
+        }
+        // A client's record must not be too old, and this kernel may run for long.
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap());
+        let mut clients = self.hash::<FlowKey, Flow>(names::CLIENTS);
+        for (key, one) in &*tables.clients.borrow() {
+            let one = Flow::new(one.backend(), one.generation(), now.as_nanos() as u64);
+            clients.insert(key, one, 0).unwrap();
         }
         for (name, networks) in [(names::PEERS, &tables.peers), (names::PODS, &tables.pods)] {
             let map = self.0.map_mut(name).unwrap();
@@ -265,15 +275,17 @@ impl Kernel {
             assert_eq!(self.counter(names::BACKEND_STATS, id), host, "backend {id}");
         }
         let owner = |flow: &Flow| (flow.backend(), flow.generation());
-        let flows = self.hash::<FlowKey, Flow>(names::FLOWS);
-        let mut recorded: Vec<_> = flows
-            .iter()
-            .map(|entry| entry.map(|(key, flow)| (key, owner(&flow))).unwrap())
-            .collect();
-        recorded.sort_unstable();
-        let host: Vec<_> =
-            tables.flows.borrow().iter().map(|(key, flow)| (*key, owner(flow))).collect();
-        assert_eq!(recorded, host);
+        for (name, host) in [(names::FLOWS, &tables.flows), (names::CLIENTS, &tables.clients)] {
+            let map = self.hash::<FlowKey, Flow>(name);
+            let mut recorded: Vec<_> = map
+                .iter()
+                .map(|entry| entry.map(|(key, flow)| (key, owner(&flow))).unwrap())
+                .collect();
+            recorded.sort_unstable();
+            let host: Vec<_> =
+                host.borrow().iter().map(|(key, flow)| (*key, owner(flow))).collect();
+            assert_eq!(recorded, host, "{name}");
+        }
         self.expect_same_answers(tables);
     }
 

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use xdp_lb_abi::{FrontendEntry, FrontendKey, Phase, Service, Table};
 
-use super::{Assignment, Installed, Planner, Retired};
+use super::{Assignment, Installed, Planner, Previous, Retired};
 use crate::{
     arena::Range,
     backends::Use,
     frontends::Place,
-    handover::{Base, next_previous},
+    handover::{Base, Tables, next_previous},
     op::Op,
     outcome::Refusal,
     shared::{id_words, slot_words},
@@ -95,7 +95,7 @@ impl Planner {
         let next_previous = self.next_previous(&one, &current.list.items, ops);
         // What the next state uses is acquired before anything is released.
         if let Some(previous) = &next_previous {
-            self.backends.acquire(previous.ids(), Use::Previous);
+            self.backends.acquire(previous.assignment.ids(), Use::Previous);
         }
         let phase = if next_previous.is_some() { Phase::Handover } else { Phase::Rest };
         let next = Installed {
@@ -122,18 +122,27 @@ impl Planner {
         one: &Installed,
         next: &[u32],
         ops: &mut Vec<Op>,
-    ) -> Option<Assignment> {
-        let previous = one.previous.as_ref().unwrap_or(&one.current);
+    ) -> Option<Previous> {
+        let (previous, picked) = match &one.previous {
+            Some(previous) => (&previous.assignment, previous.picks),
+            None => (&one.current, one.traits.picks()),
+        };
         if self.handover.is_zero() || previous.table.items.is_empty() {
             return None;
         }
-        let (base, slots) = next_previous(one.phase, previous.view(), one.current.view(), next);
-        let ids = match base {
-            Base::Previous => previous.ids().to_vec(),
-            Base::Current => one.current.ids().to_vec(),
+        let tables = Tables {
+            previous: previous.view(),
+            current: one.current.view(),
+            switched: one.switched(),
+        };
+        let (base, slots) = next_previous(one.phase, &tables, next);
+        let (ids, picks) = match base {
+            Base::Previous => (previous.ids().to_vec(), picked),
+            Base::Current => (one.current.ids().to_vec(), one.traits.picks()),
         };
         // Without room the flows go where the new table says: the change itself matters more.
-        self.assign(&slots, ids, Vec::new(), ops)
+        let assignment = self.assign(&slots, ids, Vec::new(), ops)?;
+        Some(Previous { assignment, picks })
     }
 
     pub(super) fn remove(&mut self, key: &FrontendKey, ops: &mut Vec<Op>) {
@@ -177,8 +186,8 @@ impl Planner {
 
     pub(super) fn release_previous(&mut self, one: &Installed) {
         if let Some(previous) = &one.previous {
-            self.backends.release(previous.ids(), Use::Previous);
-            self.discard(previous);
+            self.backends.release(previous.assignment.ids(), Use::Previous);
+            self.discard(&previous.assignment);
         }
     }
 
@@ -209,10 +218,11 @@ fn nanoseconds(time: Duration) -> u64 {
 /// Writes a frontend's record, then makes it current.
 pub(super) fn publish(key: FrontendKey, one: &Installed, ops: &mut Vec<Op>) {
     let none = Table::new(0, 0, 0, 0);
-    let previous = one.previous.as_ref().map_or(none, Assignment::record);
+    let previous = one.previous.as_ref().map_or(none, |previous| previous.assignment.record());
     let service = Service::new(one.current.record(), previous, one.phase, one.stats)
         .with_affinity(one.traits.affinity)
         .with_reject(one.traits.reject)
+        .with_switched(one.switched())
         .with_sources(one.traits.sources)
         .with_draining(one.current.draining().len() as u16)
         .with_started(one.started);

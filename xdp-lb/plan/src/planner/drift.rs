@@ -26,7 +26,7 @@ impl Planner {
             }
         }
         for one in self.installed.values() {
-            for assignment in std::iter::once(&one.current).chain(&one.previous) {
+            for assignment in one.assignments() {
                 ops.extend(content_drift(assignment, image));
             }
         }

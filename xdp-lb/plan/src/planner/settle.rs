@@ -4,12 +4,22 @@ use std::{collections::BTreeSet, time::Duration};
 
 use xdp_lb_abi::{FrontendKey, Phase};
 
-use super::{Planner, Retired, change::publish, draining};
-use crate::{backends::Use, op::Op};
+use super::{Installed, Planner, Retired, change::publish, draining};
+use crate::{backends::Use, op::Op, target::Picks};
+
+impl Installed {
+    /// Whether a client may have a backend that takes no new flows: its next flow goes elsewhere, and
+    /// only a record tells that from the others.
+    fn tells_flows_apart(&self) -> bool {
+        let drains = |id| self.current.draining().binary_search(id).is_ok();
+        self.traits.picks() == Picks::Client && self.current.ids().iter().any(drains)
+    }
+}
 
 impl Planner {
     /// Brings frontends to rest whose handover is over and of whose flows none is an exception any
-    /// more; frees their previous tables.
+    /// more; frees their previous tables. With session affinity, none that has a backend that takes no
+    /// new flows.
     ///
     /// `exceptions` are the frontends that have such flows, by a look at all recorded flows that
     /// `began` then: one that began before the handover was over may have missed some, so it says
@@ -23,6 +33,7 @@ impl Planner {
                 one.phase == Phase::Exceptions
                     && one.phase_since < began
                     && !exceptions.contains(key)
+                    && !one.tells_flows_apart()
             })
             .map(|(key, _)| *key)
             .collect();

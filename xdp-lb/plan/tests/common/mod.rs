@@ -73,6 +73,9 @@ impl Run {
             counts.add(verdict);
             verdict != Verdict::Delete
         });
+        let mut clients = self.world.clients.borrow_mut();
+        clients.retain(|key, client| judge.lists(&key.frontend(), client.backend()));
+        drop(clients);
         for op in self.planner.settle(&counts.exceptions(), self.now) {
             self.world.carry_out(&op);
         }

@@ -23,6 +23,8 @@ pub(crate) struct World {
     pub(crate) arena: Vec<u64>,
     pub(crate) backends: Vec<Backend>,
     pub(crate) flows: RefCell<BTreeMap<FlowKey, Flow>>,
+    /// Those of services with session affinity
+    pub(crate) clients: RefCell<BTreeMap<FlowKey, Flow>>,
     /// The clock, in nanoseconds
     pub(crate) now: Cell<u64>,
     reach: Reach,
@@ -56,6 +58,7 @@ impl World {
             arena: vec![0; layout.words as usize],
             backends: vec![Backend::default(); layout.backends as usize],
             flows: RefCell::default(),
+            clients: RefCell::default(),
             now: Cell::new(0),
             reach: Reach { words: vec![false; layout.words as usize], ..Reach::default() },
         }
@@ -284,10 +287,12 @@ impl Lookup for World {
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(id as usize)
     }
-    fn client(&self, _: &FlowKey) -> Option<Flow> {
-        None
+    fn client(&self, key: &FlowKey) -> Option<Flow> {
+        self.clients.borrow().get(key).copied()
     }
-    fn record_client(&self, _: &FlowKey, _: u32, _: u32) {}
+    fn record_client(&self, key: &FlowKey, backend: u32, generation: u32) {
+        self.clients.borrow_mut().insert(*key, Flow::new(backend, generation, self.now.get()));
+    }
     fn is_allowed(&self, _: u32, _: &Address) -> bool {
         true
     }

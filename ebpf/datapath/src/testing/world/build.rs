@@ -231,6 +231,7 @@ fn add_policies(tables: &mut MemoryTables) {
     let b = tables.add_table(&[1], &ids);
     let rest = |table| Service::new(table, NO_TABLE, Phase::Rest, 0);
     let moved = |table| Service::new(table, a, Phase::Handover, 0);
+    let switched = |phase| Service::new(spread, spread, phase, 0).with_switched(true);
     for (port, service) in [
         (port::REJECT, rest(NO_TABLE).with_reject(true)),
         (port::REJECT_NEW, moved(NO_TABLE).with_reject(true)),
@@ -239,9 +240,20 @@ fn add_policies(tables: &mut MemoryTables) {
         (port::AFFINITY, rest(spread).with_affinity(AFFINITY_SECONDS)),
         (port::AFFINITY_TOO, rest(spread).with_affinity(AFFINITY_SECONDS)),
         (port::AFFINITY_MOVED, moved(b).with_affinity(AFFINITY_SECONDS)),
+        (port::AFFINITY_ON, switched(Phase::Handover).with_affinity(AFFINITY_SECONDS)),
+        (port::AFFINITY_OFF, switched(Phase::Handover)),
+        (port::AFFINITY_ON_EXCEPTIONS, switched(Phase::Exceptions).with_affinity(AFFINITY_SECONDS)),
     ] {
         let index = tables.add_record(service);
         publish(tables, port, index);
+    }
+    let generation = direct().generation();
+    for (client, vip) in [(KNOWN_V4, VIP_V4), (KNOWN_V6, VIP_V6)] {
+        for protocol in [6, 17, 132] {
+            let key = FlowKey::new(client.into(), vip.into(), (0, port::AFFINITY_OFF), protocol);
+            let record = Flow::new(ids[2], generation, RECORDED_AT);
+            tables.clients.borrow_mut().insert(key, record);
+        }
     }
 }
 

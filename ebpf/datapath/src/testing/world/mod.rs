@@ -61,6 +61,11 @@ pub const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// What all next hops' MAC addresses start with; the backend's id or the service's port follows.
 const HOP_MAC: [u8; 4] = [2, 0xbb, 0, 0];
 
+/// A client that is recorded where session affinity was switched off
+pub const KNOWN_V4: IpAddr = v4(10, 1, 7, 1);
+/// A client that is recorded where session affinity was switched off
+pub const KNOWN_V6: IpAddr = v6(0x1, 0x7);
+
 /// Key of the hash of flows.
 pub const FLOW_KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 /// How long a silent client keeps its backend.
@@ -202,6 +207,13 @@ pub mod port {
     pub const AFFINITY_TOO: u16 = 445;
     /// Handover from A to B, with session affinity
     pub const AFFINITY_MOVED: u16 = 446;
+    /// Handover of the backends and slots of [`L2_SPREAD`], by flows, to the same with session
+    /// affinity
+    pub const AFFINITY_ON: u16 = 447;
+    /// The other way round; [`super::KNOWN_V4`] and [`super::KNOWN_V6`] have C.
+    pub const AFFINITY_OFF: u16 = 448;
+    /// Only recorded flows are exceptions to session affinity.
+    pub const AFFINITY_ON_EXCEPTIONS: u16 = 449;
 
     /// Mode snat by [`super::device::UNTAGGED`]
     pub const SNAT: u16 = 600;
