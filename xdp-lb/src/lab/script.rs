@@ -30,7 +30,7 @@ const EVERY_NODE: &[(&str, &str)] = &[
     ("net.ipv4.tcp_max_syn_backlog", "65535"),
     ("net.ipv4.tcp_tw_reuse", "1"),
     // Ports that tests choose: none of them is given to a connection that asks for any.
-    ("net.ipv4.ip_local_reserved_ports", "40000-44999,50000-50099"),
+    ("net.ipv4.ip_local_reserved_ports", "32768-34999,40000-47999,50000-50999"),
 ];
 
 const ROUTER: &[(&str, &str)] = &[
