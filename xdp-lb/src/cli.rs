@@ -454,6 +454,9 @@ fn complain(error: &anyhow::Error) {
     let _ = writeln!(std::io::stderr(), "xdp-lb: {}", chain(error.as_ref()));
 }
 
+/// What is logged unless `XDP_LB_LOG` says so: we say ourselves what becomes of requests to API servers.
+const DEFAULT_LOG: &str = "info,kube_client=off";
+
 /// Logs go to standard error.
 fn log() {
     let filter = EnvFilter::try_from_env("XDP_LB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));

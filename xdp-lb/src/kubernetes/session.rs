@@ -1,6 +1,10 @@
 //! Which API server is used: the first that serves, and another one when it does not any more.
 
-use std::{pin::pin, sync::Arc, time::Instant};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kube::Client;
 use tokio::{
@@ -18,6 +22,9 @@ use super::{
     watch::{Backoff, Session, Stamped},
 };
 use crate::{config::KubernetesConfig, error::chain};
+
+/// Longest time between two looks for a server that serves: each asks no more than whether one does.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A server that serves, and the client for it.
 struct Chosen {
@@ -71,7 +78,7 @@ impl Seeker<'_> {
     /// The next server that serves, in the order of the configuration and then those that were learnt,
     /// the one that failed last of all; one that answers but is not ready only where there is no better.
     async fn choose(&self, failed: Option<&Server>) -> Chosen {
-        let mut backoff = Backoff::new(self.pace);
+        let mut backoff = Backoff::new(Pace { most: self.pace.most.min(LOOK), ..self.pace });
         loop {
             match Access::read(self.config, &self.pace).await {
                 Ok(access) => {
