@@ -99,6 +99,8 @@ impl Chromium {
         for domain in ["Page", "Runtime", "Log"] {
             browser.call(&format!("{domain}.enable"), json!({})).await;
         }
+        // Only a window that has the focus shows it, and whether this one has it would be chance.
+        browser.call("Emulation.setFocusEmulationEnabled", json!({"enabled": true})).await;
         Some(browser)
     }
 
