@@ -459,7 +459,8 @@ const DEFAULT_LOG: &str = "info,kube_client=off";
 
 /// Logs go to standard error.
 fn log() {
-    let filter = EnvFilter::try_from_env("XDP_LB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env("XDP_LB_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
